@@ -1,0 +1,147 @@
+"""The one attention function, `npr`, of engine and trainer (design section 6).
+
+Registered with transformers' attention *and* mask interfaces (a name missing from the latter
+silently drops the padding mask). Three ways to be called, told apart by the keyword that comes
+through `model(...)`:
+
+- `npr_step=KVStep`: the engine. New keys and values go to their pool slots, queries read theirs.
+- `npr_layout=BatchLayout`: the trainer. The section 4 mask over padded rows, dense on CPU and as a
+  FlexAttention block mask on CUDA, where no n x n tensor is made.
+- neither: plain sdpa.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from npr_lib.layout import BatchLayout, flex_mask_mod
+
+NAME = "npr"
+
+
+@dataclass(slots=True)
+class RowGroup:
+    """R rows of S new tokens each, tokens `start : start + R * S` of the step.
+
+    slots: int64 [R, L], the pool slots of each row's context and of its new tokens, padded.
+    mask: bool [R, S, L], which of them each new token sees.
+    """
+
+    start: int
+    slots: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(slots=True)
+class KVStep:
+    """One engine step of T new tokens: where their KV goes and what they read.
+
+    keys, values: one [num_slots, kv_heads, head_dim] tensor a layer. write_slots: int64 [T].
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    write_slots: torch.Tensor
+    groups: list[RowGroup]
+
+
+def use_npr_attention(model: PreTrainedModel) -> None:
+    """Switch a model to `npr`, for good: engine and trainer share it. ValueError for models with
+    sliding-window layers, whose visibility is not that of design section 4."""
+    config = model.config.get_text_config()
+    windowed = [t for t in getattr(config, "layer_types", None) or () if t != "full_attention"]
+    if windowed:
+        raise ValueError(f"{config.model_type}: layers of type {windowed[0]} are not supported")
+    if config._attn_implementation != NAME:
+        model.set_attn_implementation(NAME)
+
+
+def npr_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    npr_step: KVStep | None = None,
+    npr_layout: BatchLayout | None = None,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    """query [B, heads, n, d], key and value [B, kv_heads, n, d] -> ([B, n, heads, d], None)."""
+    if npr_step is not None:
+        return _slot_attention(module.layer_idx, query, key, value, scaling, npr_step), None
+    if npr_layout is not None and query.is_cuda:
+        return _flex_attention(query, key, value, scaling, npr_layout), None
+    if npr_layout is not None:
+        attention_mask = npr_layout.mask[:, None]
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+
+
+def _slot_attention(
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    step: KVStep,
+) -> torch.Tensor:
+    keys, values = step.keys[layer], step.values[layer]
+    # All new KV is written before anything is read, so that rows of one step may see each other:
+    # a join's <takeaway> sees the </step> tokens forwarded beside it.
+    keys.index_copy_(0, step.write_slots, key[0].transpose(0, 1))
+    values.index_copy_(0, step.write_slots, value[0].transpose(0, 1))
+    heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
+    output = torch.empty_like(query[0].transpose(0, 1))  # [T, heads, d]
+    for group in step.groups:
+        rows, new = group.mask.shape[:2]
+        tokens = slice(group.start, group.start + rows * new)
+        # Query heads that share a KV head become further query rows: no copy of the KV.
+        q = query[0, :, tokens].view(kv_heads, heads // kv_heads, rows, new, dim)
+        q = q.permute(2, 0, 1, 3, 4).reshape(rows, kv_heads, -1, dim)
+        k = keys[group.slots].transpose(1, 2)
+        v = values[group.slots].transpose(1, 2)
+        mask = group.mask[:, None, None].expand(-1, 1, heads // kv_heads, -1, -1)
+        mask = mask.reshape(rows, 1, -1, mask.shape[-1])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+        out = out.view(rows, heads, new, dim).transpose(1, 2)
+        output[tokens] = out.reshape(rows * new, heads, dim)
+    return output[None]
+
+
+def _flex_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    layout: BatchLayout,
+) -> torch.Tensor:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    if layout.block_mask is None:
+        batch, length = layout.position_ids.shape
+        layout.block_mask = torch.compile(create_block_mask)(
+            flex_mask_mod(layout), batch, None, length, length, device=query.device
+        )
+    groups = query.shape[1] // key.shape[1]
+    out = torch.compile(flex_attention)(
+        query,
+        repeat_kv(key, groups),
+        repeat_kv(value, groups),
+        block_mask=layout.block_mask,
+        scale=scaling,
+    )
+    return out.transpose(1, 2)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, npr_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

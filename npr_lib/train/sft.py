@@ -1,0 +1,129 @@
+"""Stage 2, parallel warm-up: SFT on the distilled responses under the mask (paper section 3.2).
+
+The *original* model learns NPR-Zero's responses as NPR-Beta: tags as tokens, branches that don't
+see each other, positions of parallel decoding, and a loss on exactly the tokens it will have to
+sample (the engine writes `<step>`, "i:" and `<takeaway>`). SR-Beta, the sequential baseline, gets
+the same data, order and steps with a causal mask, and a loss on every completion token, since it
+must write those itself.
+
+    sft.train(profile, run_dir, run_dir / "seed", seed=0)                       # NPR-Beta
+    sft.train(profile, run_dir, run_dir / "seed", seed=0, mode="sequential")    # SR-Beta
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from npr_lib import WorkbenchError
+from npr_lib.engine.attention import use_npr_attention
+from npr_lib.layout import Layout, causal_layout, layout, sampled_tokens, stack_layouts
+from npr_lib.schema import parse
+from npr_lib.tokenizer import TagIds, add_tag_tokens, encode, render_ids
+from npr_lib.train.rollouts import DEFAULTS, LogWriter, load_checkpoint, save_checkpoint
+from npr_lib.trajectory import Mode
+
+
+def example(
+    prompt: str, response: str, tokenizer: PreTrainedTokenizerBase, mode: Mode
+) -> dict[str, Any]:
+    """Token ids and labels (-100: no loss) of one valid response, rendered canonically."""
+    prompt_ids = encode(prompt, tokenizer)
+    completion_ids = [*render_ids(parse(response), tokenizer), tokenizer.eos_token_id]
+    ids = prompt_ids + completion_ids
+    sampled = [True] * len(completion_ids)
+    if mode == "parallel":
+        tags = TagIds.from_tokenizer(tokenizer)
+        sampled = sampled_tokens(ids, layout(ids, tags, len(prompt_ids)), tokenizer)
+    chosen = [i if own else -100 for i, own in zip(completion_ids, sampled, strict=True)]
+    return {
+        "input_ids": ids,
+        "labels": [-100] * len(prompt_ids) + chosen,
+        "prompt_len": len(prompt_ids),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Collator:
+    """Rows padded on the right, with the positions and the visibility of their layouts."""
+
+    pad_id: int
+    tags: TagIds
+    mode: Mode
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        width = max(len(row["input_ids"]) for row in rows)
+        layouts = stack_layouts([self._layout(row) for row in rows], width)
+        return {
+            "input_ids": _pad([row["input_ids"] for row in rows], self.pad_id, width),
+            "labels": _pad([row["labels"] for row in rows], -100, width),
+            "attention_mask": _pad([[1] * len(row["input_ids"]) for row in rows], 0, width),
+            "position_ids": layouts.position_ids,
+            "npr_layout": layouts,
+        }
+
+    def _layout(self, row: dict[str, Any]) -> Layout:
+        if self.mode == "sequential":
+            return causal_layout(len(row["input_ids"]), row["prompt_len"])
+        return layout(row["input_ids"], self.tags, row["prompt_len"])
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int, width: int) -> torch.Tensor:
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def train(
+    profile: dict[str, Any],
+    run_dir: Path,
+    input_checkpoint: Path,
+    seed: int,
+    mode: Mode = "parallel",
+) -> Path:
+    """Train NPR-Beta (or SR-Beta) from the original model on run_dir / "rejection.parquet".
+
+    Returns the checkpoint's folder. WorkbenchError if the data are missing.
+    """
+    data = Path(run_dir) / "rejection.parquet"
+    if not data.exists():
+        raise WorkbenchError(f"{data} does not exist: run rejection sampling (stage 2) first")
+    frame = pd.read_parquet(data)
+    model, tokenizer = load_checkpoint(input_checkpoint)
+    tags = add_tag_tokens(model, tokenizer)
+    use_npr_attention(model)
+    folder = Path(run_dir) / ("npr_beta" if mode == "parallel" else "sr_beta")
+    prompts = [tokenizer.decode(ids) for ids in frame["prompt_ids"]]
+    examples = [
+        example(prompt, text, tokenizer, mode)
+        for prompt, text in zip(prompts, frame["text"], strict=True)
+    ]
+    args = SFTConfig(
+        **{
+            **{k: v for k, v in DEFAULTS.items() if k != "mask_truncated_completions"},
+            "lr_scheduler_type": "cosine",
+            **profile["sft"]["trl"],
+            "output_dir": str(folder),
+            "seed": seed,
+            "max_length": None,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "remove_unused_columns": False,
+        }
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(examples),
+        data_collator=Collator(tokenizer.pad_token_id, tags, mode),
+        callbacks=[LogWriter(folder)],
+    )
+    trainer.train()
+    save_checkpoint(model, tokenizer, folder, mode)
+    return folder

@@ -1,0 +1,129 @@
+"""Independent reference implementations, written from the definitions and not from the library."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from npr_lib.tokenizer import TagIds, encode
+
+
+@dataclass
+class RandomResponse:
+    """Token ids with, for each token, its position and its path {block: branch}."""
+
+    ids: list[int]
+    positions: list[int]
+    paths: list[dict[int, int]]
+
+
+def random_response(rng: random.Random, tokenizer, depth=2, max_branches=5, prompt_len=None):
+    """A random well-formed response, laid out by hand while it is written (design section 4)."""
+    tags = TagIds.from_tokenizer(tokenizer)
+    word = lambda: rng.choice(encode("0123456789+-=;ABCD", tokenizer))  # noqa: E731
+    out = RandomResponse([], [], [])
+    blocks = iter(range(10**6))
+
+    def put(token, position, path):
+        out.ids.append(token)
+        out.positions.append(position)
+        out.paths.append(dict(path))
+        return position + 1
+
+    def words(position, path, low=0, high=4):
+        for _ in range(rng.randint(low, high)):
+            position = put(word(), position, path)
+        return position
+
+    def block(position, path, level):
+        number, k = next(blocks), rng.randint(1, max_branches)
+        position = put(tags.guideline, position, path)
+        for i in range(k):
+            position = put(tags.plan, position, path)
+            for token in encode(f"{i + 1}:", tokenizer):
+                position = put(token, position, path)
+            position = words(position, path, 1, 3)
+            position = put(tags.plan_end, position, path)
+        fork = put(tags.guideline_end, position, path)
+        ends = []
+        for i in range(k):
+            inner = {**path, number: i}
+            position = put(tags.step, fork, inner)
+            for token in encode(f"{i + 1}:", tokenizer):
+                position = put(token, position, inner)
+            position = words(position, inner)
+            while level < depth and rng.random() < 0.3:
+                position = words(block(position, inner, level + 1), inner, 0, 2)
+            ends.append(put(tags.step_end, position, inner))
+        position = put(tags.takeaway, max(ends), path)
+        position = words(position, path)
+        return put(tags.takeaway_end, position, path)
+
+    position = 0
+    for _ in range(prompt_len if prompt_len is not None else rng.randint(1, 6)):
+        position = put(word(), position, {})
+    prompt = len(out.ids)
+    for _ in range(rng.randint(1, 3)):
+        position = block(position, {}, 1)
+    position = words(position, {}, 1, 4)
+    put(tokenizer.eos_token_id, position, {})
+    return out, prompt
+
+
+def brute_force_mask(paths):
+    """visible(q, k) straight from the definition, one pair at a time."""
+    n = len(paths)
+    mask = torch.zeros(n, n, dtype=torch.bool)
+    for q in range(n):
+        for k in range(q + 1):
+            mask[q, k] = all(paths[k].get(block, branch) == branch for block, branch in paths[q].items())
+    return mask
+
+
+def trajectory_paths(trajectory):
+    """{block: branch} of every token of an executed trajectory, from its recorded segments."""
+    paths = [None] * len(trajectory.layout)
+    for segment in trajectory.layout.segments:
+        for t in range(segment.start, segment.end):
+            paths[t] = dict(segment.path)
+    return paths
+
+
+def dense_logits(model, ids, positions, mask):
+    """Logits [n, V] of one plain Hugging Face forward with an explicit dense mask (eager)."""
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        logits = model(
+            input_ids=torch.tensor([ids]),
+            position_ids=torch.as_tensor(positions)[None],
+            attention_mask=bias[None, None],
+            use_cache=False,
+        ).logits[0]
+    model.set_attn_implementation(implementation)
+    return logits
+
+
+def random_model(rng: random.Random, tokenizer, max_position_embeddings=512):
+    """A random small Qwen3 or Llama: tied or not, with and without grouped-query attention."""
+    torch.manual_seed(rng.randrange(2**31))
+    heads = rng.choice([2, 4])
+    options = dict(
+        vocab_size=len(tokenizer) + rng.choice([0, 5]),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=rng.choice([1, 2, 3]),
+        num_attention_heads=heads,
+        num_key_value_heads=rng.choice([1, 2, heads]),
+        head_dim=rng.choice([8, 16]),
+        tie_word_embeddings=rng.random() < 0.5,
+        max_position_embeddings=max_position_embeddings,
+        initializer_range=0.3,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    if rng.random() < 0.5:
+        return Qwen3ForCausalLM(Qwen3Config(**options)).eval()
+    return LlamaForCausalLM(LlamaConfig(**options)).eval()

@@ -1,0 +1,387 @@
+"""The engine's promises: lock step, reproducible sampling, exact budgets, a pool that empties."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from oracles import random_model
+from policies import random_policy
+
+from npr_lib.engine import EngineConfig, PoolExhausted, SamplingParams, TorchEngine
+from npr_lib.engine.branch import Response
+from npr_lib.engine.kv import KVPool, SlotTable
+from npr_lib.engine.sampling import mix, sample, truncate, uniforms
+from npr_lib.engine.scheduler import Scheduler
+from npr_lib.tokenizer import TagIds, encode, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+TAGS = TagIds.from_tokenizer(TOKENIZER)
+
+
+def make_engine(seed=0, **config):
+    return TorchEngine(random_model(random.Random(seed), TOKENIZER), TOKENIZER, EngineConfig(**config))
+
+
+def write_with(monkeypatch, policy):
+    monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
+
+
+def same(a, b):
+    return (a.completion_ids, a.decode_steps, a.finish_reason, a.layout) == (
+        b.completion_ids,
+        b.decode_steps,
+        b.finish_reason,
+        b.layout,
+    ) and np.array_equal(a.logprobs, b.logprobs, equal_nan=True)
+
+
+def test_repeated_call_is_bit_identical():
+    engine = make_engine()
+    params = SamplingParams(max_tokens=40, seed=3)
+    first, second = (engine.generate(["A=1", "B", "A=1"], params, n=3) for _ in range(2))
+    assert all(same(a, b) for a, b in zip(first, second, strict=True))
+    assert first[0].completion_ids != first[1].completion_ids
+    assert first[0].completion_ids != first[6].completion_ids, "a repeated prompt is another request"
+    other = engine.generate(["A=1"], SamplingParams(max_tokens=40, seed=4))[0]
+    assert other.completion_ids != first[0].completion_ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_independent_of_batch_up_to_near_ties(temperature):
+    """A response depends on nothing else in the batch; a flip must be a counted near-tie."""
+    prompts = ["A=1+2", "B=3;", "C", "7+8-9=", "=", "D;D"]
+    params = SamplingParams(max_tokens=60, temperature=temperature, seed=5)
+    alone, tokens, flips = make_engine(max_running=1), 0, 0
+    together = make_engine(max_running=64)
+    pairs = zip(
+        alone.generate(prompts, params, n=4), together.generate(prompts, params, n=4), strict=True
+    )
+    for a, b in pairs:
+        tokens += a.work
+        if a.completion_ids == b.completion_ids:
+            assert np.allclose(a.logprobs, b.logprobs, atol=1e-4, equal_nan=True)
+            continue
+        flips += 1
+        t = next(i for i, (x, y) in enumerate(zip(a.completion_ids, b.completion_ids)) if x != y)
+        ids = a.prompt_ids + a.completion_ids[:t]
+        logits = together.model(torch.tensor([ids])).logits[0, -1].double()
+        if temperature == 0:
+            top = logits.topk(2).values
+            assert top[0] - top[1] < 1e-4
+    assert flips <= max(1, tokens / 10_000)
+
+
+def test_garbage_never_breaks_the_engine(monkeypatch):
+    """300 responses of random tokens with tags sprinkled in: 300 trajectories, an empty pool."""
+    engine = make_engine(num_slots=3000, max_depth=2)
+    policy = random_policy(TOKENIZER, garbage=0.3)
+    write_with(monkeypatch, policy)
+    trajectories = engine.generate(["x", "A=1"], SamplingParams(max_tokens=50), n=100)
+    write_with(monkeypatch, random_policy(TOKENIZER, garbage=1.0))
+    trajectories += engine.generate(["y"], SamplingParams(max_tokens=50), n=100)
+    assert len(trajectories) == 300
+    assert all(t.work >= 1 and t.graph is not None for t in trajectories)
+    assert all(bool(t.violation) == (t.finish_reason == "invalid") for t in trajectories)
+    engine.kv.check()
+    assert engine.kv.num_used == 0
+
+
+def test_slots_are_distinct_forwarded_tokens(monkeypatch):
+    """After every step: each forwarded token has one slot, whoever shares it."""
+    plan, checked = Scheduler.plan, 0
+
+    def checking(self):
+        nonlocal checked
+        rows, started = plan(self)
+        self.pool.check()
+        prompts = {id(r.root.table.segments[0]): len(r.prompt_ids) for r in self.running}
+        waiting = {id(p.table.segments[0]): len(p.ids) for p, _ in self.waiting if p.table}
+        tokens = sum({**prompts, **waiting}.values()) + sum(r.forwarded for r in self.running)
+        assert self.pool.num_used == tokens
+        checked += 1
+        return rows, started
+
+    monkeypatch.setattr(Scheduler, "plan", checking)
+    write_with(monkeypatch, random_policy(TOKENIZER))
+    engine = make_engine(num_slots=700, max_depth=2)
+    engine.generate(["A=1+2;B=", "7"], SamplingParams(max_tokens=200), n=10)
+    assert checked > 50
+    assert engine.kv.num_used == 0
+
+
+def test_fork_and_join_recompute_nothing(monkeypatch):
+    """Every token goes through the model once: prompts once a group, completions once."""
+    write_with(monkeypatch, random_policy(TOKENIZER, broken=0, nested=0))
+    engine = make_engine()
+    trajectories = engine.generate(["A=1+2", "B"], SamplingParams(max_tokens=400), n=6)
+    assert all(t.finish_reason == "stop" for t in trajectories)
+    prompts = sum(len(encode(p, TOKENIZER)) for p in ("A=1+2", "B"))
+    # the last token of a response is never forwarded
+    assert engine.stats.forwarded == prompts + sum(t.work - 1 for t in trajectories)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_budgets_cut_where_lock_step_would(monkeypatch, depth):
+    """`max_tokens` keeps the largest prefix by position that fits: checked against the same
+    response without a budget, for every budget."""
+    write_with(monkeypatch, random_policy(TOKENIZER, broken=0))
+    engine = make_engine(num_slots=8192, max_depth=depth)
+    for full in engine.generate(["A"], SamplingParams(max_tokens=350), n=8):
+        assert full.finish_reason == "stop"
+    full = engine.generate(["A"], SamplingParams(max_tokens=350), n=8)
+    start = len(full[0].prompt_ids)
+    for budget in (1, 2, 5, 9, *range(12, 80, 3)):
+        cut = engine.generate(["A"], SamplingParams(max_tokens=budget), n=8)
+        for whole, part in zip(full, cut, strict=True):
+            if whole.work <= budget:
+                assert part.completion_ids == whole.completion_ids
+                assert part.finish_reason == "stop"
+                continue
+            positions = whole.position_ids[start:]
+            last = max(p for p in positions if (positions <= p).sum() <= budget)
+            kept = [i for i, p in zip(whole.completion_ids, positions, strict=True) if p <= last]
+            assert part.completion_ids == kept
+            assert part.position_ids[start:].tolist() == [p for p in positions if p <= last]
+            assert part.finish_reason == "length"
+
+
+def test_max_span_and_min_fork_tokens(monkeypatch):
+    write_with(monkeypatch, random_policy(TOKENIZER, broken=0))
+    engine = make_engine()
+    full = engine.generate(["A"], SamplingParams(max_tokens=350), n=10)
+    spans = engine.generate(["A"], SamplingParams(max_tokens=350, max_span=20), n=10)
+    for whole, part in zip(full, spans, strict=True):
+        if whole.span <= 20:
+            assert part.completion_ids == whole.completion_ids
+        else:
+            kept = [
+                i
+                for i, p in zip(whole.completion_ids, whole.position_ids[1:], strict=True)
+                if p < 21
+            ]
+            assert part.completion_ids == kept and part.finish_reason == "length"
+    for t in engine.generate(["A"], SamplingParams(max_tokens=30, min_fork_tokens=30), n=10):
+        assert t.finish_reason == "length"
+        assert t.completion_ids[-1] == TAGS.guideline_end and not t.num_branches
+
+
+def test_timeline_shows_branches_decoded_at_once(monkeypatch):
+    write_with(monkeypatch, random_policy(TOKENIZER, broken=0))
+    wide = [
+        t
+        for t in make_engine().generate(["A"], SamplingParams(max_tokens=350), n=20)
+        if t.num_branches and t.num_branches[0] >= 3
+    ]
+    assert wide
+    for t in wide:
+        steps = {}
+        for segment in t.segments:
+            if segment.kind == "step" and segment.path[0][0] == 0:
+                own = range(segment.start - 1, segment.end - 1)
+                steps[segment.path] = {t.decode_steps[i] for i in own if t.sampled[i]}
+        shortest = min(steps.values(), key=len)
+        assert all(shortest <= other for other in steps.values())
+        positions = dict(zip(t.decode_steps, t.position_ids[1:], strict=True))
+        assert len(set(t.decode_steps)) <= t.span and positions
+
+
+def test_sequential_equals_hugging_face_generate():
+    engine = make_engine(seed=1)
+    prompts = ["A=1+2", "B=7;"]
+    ours = engine.generate(prompts, SamplingParams(max_tokens=40, temperature=0), mode="sequential")
+    for prompt, trajectory in zip(prompts, ours, strict=True):
+        ids = torch.tensor([encode(prompt, TOKENIZER)])
+        out = engine.model.generate(ids, max_new_tokens=40, do_sample=False)
+        theirs = out[0, ids.shape[1] :].tolist()
+        assert trajectory.completion_ids == theirs
+        n = len(trajectory.prompt_ids) + trajectory.work
+        assert trajectory.position_ids.tolist() == list(range(n))
+
+
+def test_replay_repeats_the_trajectory_in_either_mode(monkeypatch):
+    engine = make_engine(max_depth=2)
+    with monkeypatch.context() as patch:
+        write_with(patch, random_policy(TOKENIZER, broken=0.1))
+        params = SamplingParams(max_tokens=120, temperature=0.8)
+        trajectories = engine.generate(["A=1"], params, n=20)
+    assert {t.finish_reason for t in trajectories} >= {"stop", "invalid"}
+    for t in trajectories:
+        again = engine.replay(t, "parallel")
+        assert again.completion_ids == t.completion_ids and again.layout == t.layout
+        assert again.sampled == t.sampled and again.finish_reason == t.finish_reason
+        assert np.allclose(again.logprobs, t.logprobs, atol=1e-4, equal_nan=True)
+        flat = engine.replay(t, "sequential")
+        assert flat.completion_ids == t.completion_ids and flat.span == flat.work == t.work
+        if t.finish_reason == "stop":
+            forked = engine.replay(flat, "parallel")
+            assert forked.layout == t.layout and forked.sampled == t.sampled
+            assert np.allclose(forked.logprobs, t.logprobs, atol=1e-4, equal_nan=True)
+
+
+def test_pool_admits_what_fits_and_finishes_all(monkeypatch):
+    """A pool of one worst case still completes everything; one slot less is refused."""
+    write_with(monkeypatch, random_policy(TOKENIZER, broken=0))
+    engine = make_engine(num_slots=5 + 100)
+    trajectories = engine.generate(["A=1+2"] * 3, SamplingParams(max_tokens=100), n=4)
+    assert len(trajectories) == 12 and engine.stats.peak_slots <= 105
+    with pytest.raises(ValueError, match="need 106 slots, the pool has 105"):
+        engine.generate(["A=1+2"], SamplingParams(max_tokens=101))
+    engine.kv.check()
+    assert engine.kv.num_used == 0
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (dict(prompts=["A", ""]), "prompt 1 is empty"),
+        (dict(prompts=[[1, 2, 9999]]), "token id 9999"),
+        (dict(prompts=["A" * 600]), "context is 512"),
+        (dict(prompts=["A"], n=0), "n = 0"),
+        (dict(prompts=["A"], mode="diagonal"), "mode = 'diagonal'"),
+    ],
+)
+def test_bad_calls_say_what_is_wrong(call, message):
+    with pytest.raises(ValueError, match=message):
+        make_engine().generate(**{"params": SamplingParams(max_tokens=4), **call})
+
+
+@pytest.mark.parametrize(
+    "field, value", [("max_tokens", 0), ("temperature", -1), ("top_p", 0), ("branch_penalty", 0)]
+)
+def test_bad_sampling_params_are_named(field, value):
+    with pytest.raises(ValueError, match=field):
+        SamplingParams(**{field: value})
+
+
+def test_parallel_mode_needs_the_tag_tokens():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"A": 0, "<eos>": 1}, unk_token="A")),
+        eos_token="<eos>",
+    )
+    engine = TorchEngine(random_model(random.Random(0), TOKENIZER), bare)
+    with pytest.raises(ValueError, match="lacks the tag tokens <guideline>"):
+        engine.generate(["A"], SamplingParams(max_tokens=2))
+    assert engine.generate(["A"], SamplingParams(max_tokens=2), mode="sequential")[0].work >= 1
+
+
+def test_an_exception_leaves_the_pool_empty(monkeypatch):
+    engine = make_engine()
+
+    def fail(response, branch):
+        raise RuntimeError("boom")
+
+    write_with(monkeypatch, fail)
+    with pytest.raises(RuntimeError, match="boom"):
+        engine.generate(["A"], SamplingParams(max_tokens=9), n=3)
+    engine.kv.check()
+    assert engine.kv.num_used == 0
+
+
+# sampling
+
+
+def test_uniforms_are_uniform_and_functions_of_their_row():
+    keys = [mix(7, i) for i in range(200)]
+    u = np.stack([uniforms(keys, [t] * 200) for t in range(200)])
+    assert u.min() >= 0 and u.max() < 1
+    counts = np.histogram(u, 20, (0, 1))[0]
+    assert ((counts - 2000) ** 2 / 2000).sum() < 45  # chi-square, 19 degrees: p < 0.001
+    assert abs(np.corrcoef(u[:-1].ravel(), u[1:].ravel())[0, 1]) < 0.02
+    assert uniforms([keys[5]], [9])[0] == u[9, 5]
+
+
+def reference_choice(logits, u, temperature, top_p, top_k):
+    """Inverse CDF over the kept tokens, one at a time in plain Python."""
+    weights = np.exp((logits - logits.max()) / temperature)
+    probs = weights / weights.sum()
+    order = sorted(range(len(probs)), key=lambda i: (-probs[i], i))
+    order = order[:top_k] if top_k else order
+    kept, mass, whole = set(), 0.0, sum(probs[i] for i in order)
+    for i in order:
+        if mass >= top_p * whole:
+            break
+        kept.add(i)
+        mass += probs[i]
+    total, seen = sum(probs[i] for i in kept), 0.0
+    for i in range(len(probs)):
+        if i in kept:
+            seen += probs[i]
+            if seen > u * total:
+                return i, np.log(probs[i] / total)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("top_p, top_k", [(1.0, 0), (0.7, 0), (1.0, 3), (0.9, 8)])
+def test_sampling_equals_a_float64_reference(top_p, top_k):
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(300, 30)) * 2
+    u = generator.random(300)
+    params = SamplingParams(temperature=0.8, top_p=top_p, top_k=top_k)
+    ids, logprobs, behaviour = sample(torch.from_numpy(logits), u, params)
+    for r in range(300):
+        token, chosen = reference_choice(logits[r], u[r], 0.8, top_p, top_k)
+        assert ids[r] == token
+        assert abs(behaviour[r] - chosen) < 1e-9
+        scaled = logits[r] / 0.8
+        assert abs(logprobs[r] - (scaled[token] - np.log(np.exp(scaled).sum()))) < 1e-9
+
+
+def test_extreme_uniforms_never_pick_an_impossible_token():
+    probs_zero_tail = torch.tensor([[5.0, 4.0, -1e30, -1e30]] * 2)
+    ids, _, behaviour = sample(probs_zero_tail, np.array([0.0, 1 - 2**-53]), SamplingParams())
+    assert ids == [0, 1] and np.isfinite(behaviour).all()
+    assert truncate(torch.tensor([[0.2, 0.5, 0.3]]), 0.6, 0).tolist()[0][0] == 0
+
+
+def test_branch_penalty_applies_to_own_tokens_inside_steps_only():
+    logits = torch.tensor([[2.0, -1.0, 0.5], [2.0, -1.0, 0.5]])
+    params = SamplingParams(branch_penalty=2.0)
+    _, logprobs, behaviour = sample(logits, np.array([0.0, 0.0]), params, [[0, 1], []])
+    penalized = torch.log_softmax(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), -1)
+    plain = torch.log_softmax(logits[0].double(), -1)
+    assert behaviour[0] == pytest.approx(penalized[0].item())
+    assert behaviour[1] == pytest.approx(plain[0].item())
+    assert logprobs == pytest.approx([plain[0].item()] * 2)
+    assert not params.on_policy and SamplingParams().on_policy
+
+
+# the pool
+
+
+def test_slot_tables_share_fork_and_join():
+    pool = KVPool(20, 1, 1, 1)
+    root = SlotTable(pool)
+    root.extend(3)
+    children = [root.fork() for _ in range(3)]
+    for i, child in enumerate(children):
+        child.extend(i + 1)
+        assert child.slots[:3].tolist() == root.slots.tolist()
+    assert pool.num_used == 3 + 1 + 2 + 3
+    expected = root.slots.tolist() + [s for c in children for s in c.slots[3:].tolist()]
+    root.join(children)
+    assert root.slots.tolist() == expected and len(set(expected)) == 9
+    root.extend(1)
+    pool.check()
+    root.release()
+    assert pool.num_used == 0
+    pool.check()
+
+
+def test_pool_refuses_and_detects_misuse():
+    pool = KVPool(4, 1, 1, 1)
+    table = SlotTable(pool)
+    table.extend(3)
+    with pytest.raises(PoolExhausted, match="2 slots asked for, 1 of 4 free"):
+        table.extend(2)
+    assert len(table.slots) == 3
+    segment = table.segments[0]
+    table.release()
+    with pytest.raises(AssertionError, match="freed twice"):
+        pool.release(segment)
+    pool._free.append(pool._free[0])
+    with pytest.raises(AssertionError, match="free twice"):
+        pool.check()
