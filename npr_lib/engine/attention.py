@@ -108,14 +108,20 @@ def _slot_attention(
         # Query heads that share a KV head become further query rows: no copy of the KV.
         q = query[0, :, tokens].view(kv_heads, heads // kv_heads, rows, new, dim)
         q = q.permute(2, 0, 1, 3, 4).reshape(rows, kv_heads, -1, dim)
-        k = keys[group.slots].transpose(1, 2)
-        v = values[group.slots].transpose(1, 2)
+        k, v = _gather(keys, group.slots), _gather(values, group.slots)
         mask = group.mask[:, None, None].expand(-1, 1, heads // kv_heads, -1, -1)
         mask = mask.reshape(rows, 1, -1, mask.shape[-1])
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
         out = out.view(rows, heads, new, dim).transpose(1, 2)
         output[tokens] = out.reshape(rows * new, heads, dim)
     return output[None]
+
+
+def _gather(pool: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """Keys or values [R, kv_heads, L, d] of slots [R, L]."""
+    # index_select over whole slots is 2-3 times as fast on a CPU as pool[slots]
+    flat = pool.view(pool.shape[0], -1).index_select(0, slots.view(-1))
+    return flat.view(*slots.shape, *pool.shape[1:]).transpose(1, 2)
 
 
 def _flex_attention(

@@ -238,7 +238,8 @@ class RolloutTrainer(GRPOTrainer):
     def _compare(self, logprobs: torch.Tensor) -> None:
         gaps = (logprobs - self._inputs["engine_logprobs"]).abs()
         gap = gaps[~gaps.isnan()].max().item()
-        self._log_metric("sampling/sampling_logp_difference/max", gap)
+        # not _log_metric: that is for reward functions, and is flushed before the loss
+        self._metrics["train"]["sampling/sampling_logp_difference/max"].append(gap)
         if gap > self.settings.max_logprob_gap:
             raise TrainingStopped(
                 f"step {self.state.global_step}: a logprob of the trainer differs from the engine's by "

@@ -1,0 +1,302 @@
+"""Stage 0: the tiny seed model, pretrained from nothing on a corpus of mixed quality.
+
+The other profiles start from an instruct model; the tiny one has to make its own, and a useful
+one: it can do the pieces and does not know how to arrange them. Its corpus is written here, in
+the tag grammar, over "parts" problems ("A=7-2+3;B=4+1-2;total?"):
+
+- *valid* responses, which put one part or several in a plan at random. A step with one part
+  writes the intermediate and is right; a step with several parts is careless (it forgets the
+  last operand with probability `careless`) and long (it goes over its parts twice). So splitting
+  pays in accuracy and in span, and learning to decide it is left to reinforcement learning.
+- *malformed* responses in `MALFORMATIONS` ways and *plain* ones without tags, so that the format
+  is there to be learnt.
+- *drills*: one or more steps in random order straight after `</guideline>`, with the loss on the
+  content of the steps only. A sequential model could find its part in what its siblings did;
+  in parallel the index of its plan is the only key, and here too.
+
+A plain loop on purpose: no trainer class, no gradient accumulation, no mixed precision, no
+evaluation. Muon on the matrices of the layers, AdamW on embeddings and norms. Run by
+`notebooks/00_seed.ipynb`, i.e. `python -m npr_lib run --profile tiny`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, set_seed
+
+from npr_lib.problems import Problem, build_prompt, evaluate, load_problems
+from npr_lib.progress import report_progress
+from npr_lib.tokenizer import encode, tiny_tokenizer
+
+IGNORE = -100  # label of a token without loss
+KINDS = ("valid", "malformed", "plain", "drill")
+
+
+# ---------------------------------------------------------------- the corpus
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A prompt and a response in pieces `(text, trained)`; `kind` says what it teaches."""
+
+    prompt: str
+    pieces: tuple[tuple[str, bool], ...]
+    kind: str
+
+    @property
+    def response(self) -> str:
+        return "".join(text for text, _ in self.pieces)
+
+
+def corpus(profile: Mapping[str, Any], seed: int) -> Iterator[Document]:
+    """Documents without end, over training problems only; a function of (profile, seed).
+
+    `profile["seed"]["corpus"]` holds the shares of `KINDS`, `split` (chance that a part gets a
+    plan of its own instead of joining the plan before it), `careless` (chance that a part of a
+    shared step loses its last operand) and `problems` (how many are drawn from).
+    """
+    spec = profile["seed"]["corpus"]
+    if profile["problems"]["kind"] != "parts":
+        raise ValueError("the seed corpus is written for problems of kind 'parts' only")
+    problems = load_problems(profile["problems"] | {"train": spec["problems"]}, "train", seed)
+    prompts = [build_prompt(problem, profile["prompt"]) for problem in problems]
+    draw = random.Random(seed)
+    shares = [spec[kind] for kind in KINDS]
+    while True:
+        i = draw.randrange(len(problems))
+        kind = draw.choices(KINDS, shares)[0]
+        answer = _answer(problems[i], spec, draw, 0.8 if kind == "drill" else spec["split"])
+        if kind == "malformed":
+            alone = len(answer.steps) == 1
+            kind = draw.choice([k for k in MALFORMATIONS if not (alone and k in NEED_TWO_STEPS)])
+        yield Document(prompts[i], tuple(_pieces(kind, answer, draw)), kind)
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The texts of a response before they are put between tags."""
+
+    plans: list[str]
+    steps: list[str]
+    values: list[list[tuple[str, int]]]  # of every step: (label, value) of its parts
+
+    def takeaway(self, chosen: Sequence[int]) -> tuple[str, int]:
+        """The values of the chosen steps with running totals ("B=3,C=8:11,A=8:19"); the total."""
+        text, total = "", 0
+        for label, value in (pair for i in chosen for pair in self.values[i]):
+            total += value
+            text += f",{label}={value}:{total}" if text else f"{label}={value}"
+        return text, total
+
+
+def _answer(
+    problem: Problem, spec: Mapping[str, Any], draw: random.Random, split: float
+) -> _Answer:
+    answer = _Answer([], [], [])
+    for group in _groups(list(problem.meta["parts"]), draw, split):
+        careless = spec["careless"] if len(group) > 1 else 0.0
+        lines, values = [], []
+        for label in group:
+            expression = problem.meta["parts"][label]
+            middle, value = evaluate(expression)
+            if draw.random() < careless:
+                value = middle
+            written = f"={middle}{expression[3:]}" if len(group) == 1 else ""
+            lines.append(f"{label}={expression}{written}={value}")
+            values.append((label, value))
+        line = ",".join(lines)
+        answer.plans.append(",".join(group))
+        answer.steps.append(line if len(group) == 1 else f"{line};check:{line}")
+        answer.values.append(values)
+    return answer
+
+
+def _groups(labels: list[str], draw: random.Random, split: float) -> list[list[str]]:
+    """The labels in cyclic order from a random start, cut between neighbours with chance `split`.
+
+    Cyclic, because token-wise greedy decoding prefers to end a list whose next entry is uniform.
+    """
+    start = draw.randrange(len(labels))
+    groups = [[labels[start]]]
+    for label in labels[start + 1 :] + labels[:start]:
+        if draw.random() < split:
+            groups.append([label])
+        else:
+            groups[-1].append(label)
+    return groups
+
+
+def _guideline(plans: Sequence[str]) -> str:
+    inner = "".join(f"<plan>{i}:{plan}</plan>" for i, plan in enumerate(plans, start=1))
+    return f"<guideline>{inner}</guideline>"
+
+
+def _pieces(kind: str, answer: _Answer, draw: random.Random) -> list[tuple[str, bool]]:
+    """The response of a kind as (text, trained) pieces."""
+    order = list(range(len(answer.steps)))
+    if kind == "drill":
+        draw.shuffle(order)
+        pieces = [(_guideline(answer.plans), False)]
+        for i in order[: draw.randint(1, len(order))]:
+            pieces += [(f"<step>{i + 1}:", False), (f"{answer.steps[i]}</step>", True)]
+        return pieces
+    if kind == "plain":
+        text, total = answer.takeaway(order)
+        return [(f"{','.join(answer.steps)};{text}\\boxed{{{total}}}", True)]
+    chosen = _reorder(kind, order, draw)
+    steps = "".join(f"<step>{i + 1}:{answer.steps[i]}</step>" for i in chosen)
+    text, total = answer.takeaway(chosen)
+    response = f"{_guideline(answer.plans)}{steps}<takeaway>{text}</takeaway>\\boxed{{{total}}}"
+    return [(MALFORMATIONS.get(kind, _keep)(response), True)]
+
+
+def _reorder(kind: str, order: list[int], draw: random.Random) -> list[int]:
+    """Which steps are written in which order: all in order, but for three malformations."""
+    if kind == "shuffled steps":
+        shuffled = draw.sample(order, len(order))
+        return shuffled if shuffled != order else order[::-1]
+    if kind == "skipped step":
+        return sorted(draw.sample(order, len(order) - 1))
+    if kind == "repeated step":
+        return [*order, draw.choice(order)]
+    return order
+
+
+def _keep(response: str) -> str:
+    return response
+
+
+# How a valid response is spoilt; the first three already have other steps (`_reorder`).
+MALFORMATIONS = {
+    "shuffled steps": _keep,
+    "skipped step": _keep,
+    "repeated step": _keep,
+    "no takeaway tags": lambda r: r.replace("<takeaway>", "").replace("</takeaway>", ""),
+    "unclosed plan": lambda r: r.replace("</plan></guideline>", "</guideline>"),
+    "unclosed step": lambda r: r.replace("</step><takeaway>", "<takeaway>"),
+    "no plan tags": lambda r: r.replace("<plan>", "").replace("</plan>", ""),
+    "no box": lambda r: r.replace("\\boxed{", "").replace("}", ""),
+}
+NEED_TWO_STEPS = ("shuffled steps", "skipped step")
+
+
+# ---------------------------------------------------------------- training
+
+
+def train(profile: Mapping[str, Any], run_dir: str | Path, seed: int) -> Path:
+    """Pretrain the seed model; returns `run_dir/"seed"`, a Hugging Face folder with `log.jsonl`.
+
+    `profile["model"]` holds `Qwen3Config` fields, `profile["seed"]` `steps`, `batch` (documents),
+    `muon` and `adamw` (their optimizers' arguments), `warmup` (a share of the steps), `log_every`
+    and `corpus`.
+    """
+    spec, folder = profile["seed"], Path(run_dir) / "seed"
+    folder.mkdir(parents=True, exist_ok=True)
+    set_seed(seed)
+    tokenizer = tiny_tokenizer()
+    model = build_model(profile["model"], tokenizer)
+    optimizers = _optimizers(model, spec)
+    peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
+    model.train()
+    start, tokens = time.perf_counter(), 0
+    with (folder / "log.jsonl").open("w") as log:
+        for step, (ids_BT, labels_BT) in enumerate(_batches(profile, tokenizer, seed), start=1):
+            rate = _rate(step, spec["steps"], spec["warmup"])
+            for optimizer, lrs in zip(optimizers, peaks, strict=True):
+                for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                    group["lr"] = rate * lr
+            logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+            loss = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten())
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            tokens += ids_BT.numel()
+            if step % spec["log_every"] == 0 or step == spec["steps"]:
+                speed = tokens / (time.perf_counter() - start)
+                row = {"loss": loss.item(), "learning_rate": rate, "tokens_per_second": speed}
+                report_progress(step, spec["steps"], **row)
+                log.write(json.dumps({"step": step, "num_tokens": tokens, **row}) + "\n")
+                log.flush()
+    model.eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def build_model(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """A randomly initialised Qwen3 with these config fields and the tokenizer's vocabulary."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        **fields,
+    )
+    return Qwen3ForCausalLM(config).float()
+
+
+def _optimizers(model: Qwen3ForCausalLM, spec: Mapping[str, Any]) -> list[torch.optim.Optimizer]:
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [torch.optim.Muon(matrices, **spec["muon"]), torch.optim.AdamW(others, **spec["adamw"])]
+
+
+def _rate(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up over a share of the steps, then linear decay to (nearly) zero."""
+    return min(step / max(1.0, warmup * steps), (steps - step + 1) / (steps * (1 - warmup)), 1.0)
+
+
+def _batches(
+    profile: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`steps` batches (ids [B, T], labels [B, T]), right-padded; B documents of like length.
+
+    Documents are sorted by length within pools of 8 batches, whose order is then shuffled, so
+    that little is padding.
+    """
+    spec = profile["seed"]
+    documents, draw = corpus(profile, seed), random.Random(seed)
+    batch, left = spec["batch"], spec["steps"]
+    while left:
+        count = min(8, left)
+        pool = [_encode(next(documents), tokenizer) for _ in range(count * batch)]
+        pool.sort(key=lambda pair: len(pair[0]))
+        starts = [i * batch for i in range(count)]
+        draw.shuffle(starts)
+        for first in starts:
+            yield _pad(pool[first : first + batch], tokenizer.pad_token_id)
+        left -= count
+
+
+def _encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    ids = encode(document.prompt, tokenizer)
+    labels = [IGNORE] * len(ids)
+    for text, trained in document.pieces:
+        piece = encode(text, tokenizer)
+        ids += piece
+        labels += piece if trained else [IGNORE] * len(piece)
+    if document.kind != "drill":  # a drill stops in the middle of a response
+        ids.append(tokenizer.eos_token_id)
+        labels.append(tokenizer.eos_token_id)
+    return ids, labels
+
+
+def _pad(
+    pairs: Sequence[tuple[list[int], list[int]]], pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Padding on the right needs no mask: causal attention never looks there."""
+    length = max(len(ids) for ids, _ in pairs)
+    ids_BT = [ids + [pad_id] * (length - len(ids)) for ids, _ in pairs]
+    labels_BT = [labels + [IGNORE] * (length - len(labels)) for _, labels in pairs]
+    return torch.tensor(ids_BT), torch.tensor(labels_BT)
