@@ -118,7 +118,9 @@ def speed(profile: dict[str, Any], run_dir: Path, seed: int) -> dict[str, Any]:
         result[f"{kind}_ratios"] = {
             "npr_over_sr_tokens": _ratio(rounds, "npr", "sr", "tokens_per_second"),
             "npr_over_sr_time": _ratio(rounds, "sr", "npr", "seconds_per_response"),
-            "replay": _ratio(rounds, "replay_sequential", "replay_parallel", "seconds_per_response"),
+            "replay": _ratio(
+                rounds, "replay_sequential", "replay_parallel", "seconds_per_response"
+            ),
         }
     (Path(run_dir) / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
@@ -130,9 +132,7 @@ def _rounds(count: int, part: str) -> Sequence[int]:
         report_progress(i + 1, count, part=part)
 
 
-def _measure(
-    run: Callable[[slice], list[Trajectory]], total: int, size: int
-) -> dict[str, float]:
+def _measure(run: Callable[[slice], list[Trajectory]], total: int, size: int) -> dict[str, float]:
     begin, tokens = time.perf_counter(), 0
     for start in range(0, total, size):
         tokens += sum(t.work for t in run(slice(start, start + size)))

@@ -1,4 +1,4 @@
-"""Tag tokens: adding them to a model, finding their ids, and encoding text without merges across them.
+"""Tag tokens: adding them to a model, finding their ids, encoding text without merges across.
 
 From stage 2 on the eight tags are single tokens, so that structure is a matter of ids: the engine
 forks on an id, the layout reads ids, and no BPE merge can straddle a piece the engine writes.

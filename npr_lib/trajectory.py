@@ -22,6 +22,7 @@ from npr_lib.schema import ReasoningGraph, parse
 Mode = Literal["parallel", "sequential"]
 FinishReason = Literal["stop", "length", "invalid"]
 
+
 @dataclass(eq=False)
 class Trajectory:
     """One response as it was decoded.
@@ -135,7 +136,8 @@ class Trajectory:
 
 def from_row(row: dict[str, object] | pd.Series) -> Trajectory:
     """Rebuild a trajectory from a row of `read_rollouts`."""
-    prompt_ids, completion_ids = ([int(i) for i in row[c]] for c in ("prompt_ids", "completion_ids"))
+    prompt_ids = [int(i) for i in row["prompt_ids"]]
+    completion_ids = [int(i) for i in row["completion_ids"]]
     n = len(prompt_ids) + len(completion_ids)
     hidden = np.asarray(row["hidden"], np.int32).reshape(-1, n, 2)
     segments = [
@@ -162,7 +164,9 @@ def from_row(row: dict[str, object] | pd.Series) -> Trajectory:
     )
 
 
-def to_rows(trajectories: Sequence[Trajectory], **columns: Sequence[object] | object) -> pd.DataFrame:
+def to_rows(
+    trajectories: Sequence[Trajectory], **columns: Sequence[object] | object
+) -> pd.DataFrame:
     """A rollouts table: one row a trajectory, plus columns (a sequence of the same length, or one
     value for all). ValueError on a sequence of another length."""
     frame = pd.DataFrame([t.to_row() for t in trajectories])

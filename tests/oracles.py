@@ -77,7 +77,7 @@ def brute_force_mask(paths):
     mask = torch.zeros(n, n, dtype=torch.bool)
     for q in range(n):
         for k in range(q + 1):
-            mask[q, k] = all(paths[k].get(block, branch) == branch for block, branch in paths[q].items())
+            mask[q, k] = all(paths[k].get(block, own) == own for block, own in paths[q].items())
     return mask
 
 

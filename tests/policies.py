@@ -39,7 +39,7 @@ def random_policy(tokenizer, broken=0.02, nested=0.15, garbage=0.0):
             if deep and branch.blocks < 2 and rng.random() < nested:
                 return tags.guideline
             return rng.choice(words) if rng.random() < 0.8 else tags.step_end
-        if branch.blocks == 0 or rng.random() < 0.15 and branch.blocks < 3:
+        if branch.blocks == 0 or (rng.random() < 0.15 and branch.blocks < 3):
             return tags.guideline
         return rng.choice(words) if rng.random() < 0.7 else eos
 

@@ -8,7 +8,7 @@ import torch
 from oracles import random_model
 from policies import random_policy
 
-from npr_lib.engine import EngineConfig, PoolExhausted, SamplingParams, TorchEngine
+from npr_lib.engine import EngineConfig, PoolExhaustedError, SamplingParams, TorchEngine
 from npr_lib.engine.branch import Response
 from npr_lib.engine.kv import KVPool, SlotTable
 from npr_lib.engine.sampling import mix, sample, truncate, uniforms
@@ -20,7 +20,8 @@ TAGS = TagIds.from_tokenizer(TOKENIZER)
 
 
 def make_engine(seed=0, **config):
-    return TorchEngine(random_model(random.Random(seed), TOKENIZER), TOKENIZER, EngineConfig(**config))
+    model = random_model(random.Random(seed), TOKENIZER)
+    return TorchEngine(model, TOKENIZER, EngineConfig(**config))
 
 
 def write_with(monkeypatch, policy):
@@ -42,7 +43,7 @@ def test_repeated_call_is_bit_identical():
     first, second = (engine.generate(["A=1", "B", "A=1"], params, n=3) for _ in range(2))
     assert all(same(a, b) for a, b in zip(first, second, strict=True))
     assert first[0].completion_ids != first[1].completion_ids
-    assert first[0].completion_ids != first[6].completion_ids, "a repeated prompt is another request"
+    assert first[0].completion_ids != first[6].completion_ids, "a repeated prompt is a new one"
     other = engine.generate(["A=1"], SamplingParams(max_tokens=40, seed=4))[0]
     assert other.completion_ids != first[0].completion_ids
 
@@ -63,7 +64,11 @@ def test_independent_of_batch_up_to_near_ties(temperature):
             assert np.allclose(a.logprobs, b.logprobs, atol=1e-4, equal_nan=True)
             continue
         flips += 1
-        t = next(i for i, (x, y) in enumerate(zip(a.completion_ids, b.completion_ids)) if x != y)
+        t = next(
+            i
+            for i, (x, y) in enumerate(zip(a.completion_ids, b.completion_ids, strict=False))
+            if x != y
+        )
         ids = a.prompt_ids + a.completion_ids[:t]
         logits = together.model(torch.tensor([ids])).logits[0, -1].double()
         if temperature == 0:
@@ -375,7 +380,7 @@ def test_pool_refuses_and_detects_misuse():
     pool = KVPool(4, 1, 1, 1)
     table = SlotTable(pool)
     table.extend(3)
-    with pytest.raises(PoolExhausted, match="2 slots asked for, 1 of 4 free"):
+    with pytest.raises(PoolExhaustedError, match="2 slots asked for, 1 of 4 free"):
         table.extend(2)
     assert len(table.slots) == 3
     segment = table.segments[0]

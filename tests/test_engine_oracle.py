@@ -22,7 +22,8 @@ def brute_force_positions(trajectory, paths):
     positions = []
     for t, path in enumerate(paths):
         before = [s for s in range(t) if paths[s] == path]
-        inside = [s for s in range(t) if len(paths[s]) > len(path) and path.items() <= paths[s].items()]
+        deeper = [s for s in range(t) if len(paths[s]) > len(path)]
+        inside = [s for s in deeper if path.items() <= paths[s].items()]
         if not t:
             positions.append(0)
         elif before and before[-1] == t - 1:
@@ -31,7 +32,7 @@ def brute_force_positions(trajectory, paths):
             block = list(paths[inside[-1]])[len(path)]
             positions.append(1 + max(positions[s] for s in inside if block in paths[s]))
         else:
-            outer = {k: v for k, v in list(path.items())[:-1]}
+            outer = dict(list(path.items())[:-1])
             fork = max(s for s in range(t) if paths[s] == outer)
             positions.append(positions[fork] + 1)
     return positions

@@ -89,8 +89,8 @@ def test_batches_with_padding_equal_single_masks():
 
 
 def test_time_is_linear():
-    block = "<guideline><plan>1:A</plan><plan>2:B</plan></guideline><step>1:1</step><step>2:2</step>"
-    unit = ids(block + "<takeaway>3</takeaway>")
+    block = "<guideline><plan>1:A</plan><plan>2:B</plan></guideline>"
+    unit = ids(block + "<step>1:1</step><step>2:2</step><takeaway>3</takeaway>")
 
     def seconds(count):
         begin = time.perf_counter()

@@ -17,7 +17,7 @@ from npr_lib.problems import Problem, ProblemSet
 from npr_lib.tokenizer import tiny_tokenizer
 from npr_lib.train import rollouts
 from npr_lib.train.papo import PAPO, advantages
-from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer, TrainingStopped
+from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer, TrainingStoppedError
 
 TOKENIZER = tiny_tokenizer()
 NAN = float("nan")
@@ -46,7 +46,9 @@ def test_advantages_equal_the_formula(seed):
     assert np.allclose(advantages(rewards, size), reference_advantages(rewards, size), atol=1e-12)
 
 
-@pytest.mark.parametrize("rewards", [[1.0] * 8, [NAN] * 8, [NAN] * 7 + [1.0], [1.0, 1.0, NAN, NAN] * 2])
+@pytest.mark.parametrize(
+    "rewards", [[1.0] * 8, [NAN] * 8, [NAN] * 7 + [1.0], [1.0, 1.0, NAN, NAN] * 2]
+)
 def test_no_variance_gives_no_advantage(rewards):
     assert advantages(rewards, 4).tolist() == [0.0] * 8
 
@@ -61,7 +63,9 @@ class Capture(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
         self.gradient = {
-            name: p.grad.clone().double() for name, p in model.named_parameters() if p.grad is not None
+            name: p.grad.clone().double()
+            for name, p in model.named_parameters()
+            if p.grad is not None
         }
 
 
@@ -96,11 +100,26 @@ def make_trainer(tmp_path, monkeypatch, rewards, mode="parallel", **grpo):
     return RolloutTrainer(model, TOKENIZER, args, engine, problems, "{problem};", settings)
 
 
-@pytest.mark.parametrize("split", [dict(), dict(per_device_train_batch_size=4, gradient_accumulation_steps=3)])
+@pytest.mark.parametrize(
+    "split", [dict(), dict(per_device_train_batch_size=4, gradient_accumulation_steps=3)]
+)
 @pytest.mark.parametrize("filtered", [False, True])
 def test_gradient_is_reinforce_on_sampled_tokens(tmp_path, monkeypatch, filtered, split):
     """Whole batch or accumulated micro-batches, with and without filtered responses."""
-    rewards = [1.0, -1, -1, 1, -1, -1, NAN if filtered else -1, 0.5, 1, 1, NAN if filtered else 0, -1]
+    rewards = [
+        1.0,
+        -1,
+        -1,
+        1,
+        -1,
+        -1,
+        NAN if filtered else -1,
+        0.5,
+        1,
+        1,
+        NAN if filtered else 0,
+        -1,
+    ]
     trainer = make_trainer(tmp_path, monkeypatch, rewards, **split)
     capture = Capture()
     trainer.add_callback(capture)
@@ -137,7 +156,9 @@ def test_gradient_is_reinforce_on_sampled_tokens(tmp_path, monkeypatch, filtered
     (-objective).backward()
     for name, parameter in model.named_parameters():
         scale = parameter.grad.abs().max().clamp(min=1e-3)
-        assert torch.allclose(capture.gradient[name], parameter.grad, atol=2e-4 * scale.item()), name
+        assert torch.allclose(capture.gradient[name], parameter.grad, atol=2e-4 * scale.item()), (
+            name
+        )
 
 
 def test_sequential_mode_trains_on_every_token(tmp_path, monkeypatch):
@@ -162,7 +183,7 @@ def test_a_mismatch_between_trainer_and_engine_stops(tmp_path, monkeypatch):
         return batch
 
     trainer.roll_out = tampered
-    with pytest.raises(TrainingStopped, match="differs from the engine's by 0.01"):
+    with pytest.raises(TrainingStoppedError, match=r"differs from the engine's by 0\.01"):
         trainer.train()
 
 
@@ -171,7 +192,7 @@ def test_a_collapsing_format_stops(tmp_path, monkeypatch):
     trainer.settings = RolloutSettings(
         trainer.settings.params, "parallel", trainer.settings.reward, min_kept=0.9
     )
-    with pytest.raises(TrainingStopped, match="below the floor of 90%"):
+    with pytest.raises(TrainingStoppedError, match="below the floor of 90%"):
         trainer.train()
 
 

@@ -19,7 +19,9 @@ TOKENIZER = tiny_tokenizer()
 def trajectories(monkeypatch):
     policy = random_policy(TOKENIZER, broken=0.2)
     monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
-    engine = TorchEngine(random_model(random.Random(0), TOKENIZER), TOKENIZER, EngineConfig(max_depth=2))
+    engine = TorchEngine(
+        random_model(random.Random(0), TOKENIZER), TOKENIZER, EngineConfig(max_depth=2)
+    )
     params = SamplingParams(max_tokens=150)
     return engine.generate(["A"], params, n=20) + engine.generate(["A"], params, 3, "sequential")
 

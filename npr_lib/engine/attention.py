@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -111,7 +111,7 @@ def _slot_attention(
         k, v = _gather(keys, group.slots), _gather(values, group.slots)
         mask = group.mask[:, None, None].expand(-1, 1, heads // kv_heads, -1, -1)
         mask = mask.reshape(rows, 1, -1, mask.shape[-1])
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
         out = out.view(rows, heads, new, dim).transpose(1, 2)
         output[tokens] = out.reshape(rows * new, heads, dim)
     return output[None]

@@ -25,7 +25,7 @@ from npr_lib.schema import ViolationKind
 from npr_lib.tokenizer import TagIds, decode_with_tags, step_prefix
 from npr_lib.trajectory import FinishReason, Mode, Trajectory
 
-_LABEL = re.compile(r"\s*(\d+)\s*:")
+_LABEL = re.compile(r"\s*([1-9][0-9]{0,8})\s*:")
 _NAN = float("nan")
 
 
@@ -149,9 +149,7 @@ class Response:
             raise ValueError(f"replay: branch {branch.path} has no token {index}")
         return queue[index]
 
-    def accept(
-        self, tokens: Sequence[tuple[Branch, int, float, float]], step: int
-    ) -> None:
+    def accept(self, tokens: Sequence[tuple[Branch, int, float, float]], step: int) -> None:
         """Give every branch of the frontier its token (id, logprob, behaviour logprob) and act on
         what they mean: fork, join, end."""
         for branch, token, logprob, behaviour in tokens:
@@ -211,7 +209,8 @@ class Response:
             self._invalid(branch, ViolationKind.UNCLOSED, f"EOS inside {_where(branch)}")
         elif (state, tag) == ("text", "guideline"):
             if len(branch.path) >= self.grammar.config.max_depth:
-                self._invalid(branch, ViolationKind.TOO_DEEP, f"a block at depth {len(branch.path) + 1}")
+                depth = len(branch.path) + 1
+                self._invalid(branch, ViolationKind.TOO_DEEP, f"a block at depth {depth}")
             branch.state, branch.plans = "guideline", []
         elif (state, tag) == ("guideline", "plan"):
             branch.state = "plan"
@@ -233,9 +232,7 @@ class Response:
         problem = self._check_plans(branch.plans)
         if problem:
             return self._invalid(branch, *problem)
-        at_or_before = self._total - sum(
-            self._counts[branch.position + 1 - len(self.prompt_ids) :]
-        )
+        at_or_before = self._total - sum(self._counts[branch.position + 1 - len(self.prompt_ids) :])
         if self.params.max_tokens - at_or_before < self.params.min_fork_tokens:
             return self._finish("length", branch.position)
         for i in range(len(branch.plans)):
@@ -286,8 +283,9 @@ class Response:
         layout = flat.layout() if parallel else causal_layout(n, len(self.prompt_ids))
         tokenizer, tags = self.grammar.tokenizer, self.grammar.tags
         text, spelled = decode_with_tags(flat.ids, tokenizer, tags)
+        every = self.prompt_ids + flat.ids
         texts = [
-            decode_with_tags(flat.ids[s.start - flat.offset : s.end - flat.offset], tokenizer, tags)[0]
+            decode_with_tags(every[s.start : s.end], tokenizer, tags)[0]
             for s in layout.segments
             if s.kind != "prompt"
         ]
@@ -325,9 +323,7 @@ class _Flat:
         self.blocks = 0
         self.hidden: list[tuple[int, int, int, tuple[int, int]]] = []  # depth, start, end, interval
 
-    def walk(
-        self, branch: Branch, path: BranchPath, hidden: tuple[tuple[int, int], ...]
-    ) -> None:
+    def walk(self, branch: Branch, path: BranchPath, hidden: tuple[tuple[int, int], ...]) -> None:
         for item in branch.items:
             if isinstance(item, Run):
                 self._add(item, path, hidden)

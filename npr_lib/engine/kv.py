@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 
-class PoolExhausted(RuntimeError):
+class PoolExhaustedError(RuntimeError):
     """More slots were asked for than are free."""
 
 
@@ -66,9 +66,10 @@ class KVPool:
         return segment
 
     def allocate(self, segment: Segment, count: int) -> list[int]:
-        """Append `count` free slots to a segment; PoolExhausted (and nothing taken) if too few."""
+        """Append `count` free slots to a segment; PoolExhaustedError, taking none, if too few."""
         if count > len(self._free):
-            raise PoolExhausted(f"{count} slots asked for, {len(self._free)} of {self.num_slots} free")
+            free = f"{len(self._free)} of {self.num_slots} free"
+            raise PoolExhaustedError(f"{count} slots asked for, {free}")
         slots = [self._free.pop() for _ in range(count)]
         segment.slots += slots
         return slots

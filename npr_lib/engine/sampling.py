@@ -107,9 +107,8 @@ def sample(
             torch.searchsorted(cdf, point, right=True), torch.searchsorted(cdf, total)
         )[:, 0]
     if any(token is not None for token in forced):
-        ids = torch.tensor(
-            [own if token is None else token for own, token in zip(ids.tolist(), forced, strict=True)]
-        ).to(raw.device)
+        pairs = zip(ids.tolist(), forced, strict=True)
+        ids = torch.tensor([own if token is None else token for own, token in pairs]).to(raw.device)
     if params.temperature != 0:
         behaviour = (probs.gather(-1, ids[:, None]) / total).log()[:, 0]
     chosen = logprobs.gather(-1, ids[:, None])[:, 0]

@@ -58,11 +58,12 @@ class TorchEngine:
         self.tokenizer = tokenizer
         self.config = config or EngineConfig()
         shape = model.config.get_text_config()
-        head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        heads = shape.num_attention_heads
+        head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // heads
         self.kv = KVPool(
             self.config.num_slots,
             shape.num_hidden_layers,
-            getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads,
+            getattr(shape, "num_key_value_heads", None) or heads,
             head_dim,
             model.dtype,
             model.device,
@@ -115,9 +116,7 @@ class TorchEngine:
         grammar = self._grammar(mode)
         groups = []
         for trajectory in trajectories:
-            params = SamplingParams(
-                max_tokens=trajectory.work, temperature=trajectory.temperature
-            )
+            params = SamplingParams(max_tokens=trajectory.work, temperature=trajectory.temperature)
             forced = self._forced(trajectory, mode)
             response = Response(trajectory.prompt_ids, params, grammar, 0, forced)
             groups.append((Prompt(trajectory.prompt_ids), [response]))
@@ -146,17 +145,18 @@ class TorchEngine:
         return Grammar(self.tokenizer, tags, self._eos_ids, self.config, mode, self.context)
 
     def _prompt_ids(self, prompt: str | Sequence[int], index: int) -> list[int]:
-        ids = encode(prompt, self.tokenizer) if isinstance(prompt, str) else [int(i) for i in prompt]
+        text = isinstance(prompt, str)
+        ids = encode(prompt, self.tokenizer) if text else [int(i) for i in prompt]
         if not ids:
             raise ValueError(f"prompt {index} is empty")
         if len(ids) >= self.context:
             raise ValueError(
                 f"prompt {index} has {len(ids)} tokens, the model's context is {self.context}"
             )
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        outside = [i for i in ids if not 0 <= i < vocabulary]
+        size = self.model.get_input_embeddings().num_embeddings
+        outside = [i for i in ids if not 0 <= i < size]
         if outside:
-            raise ValueError(f"prompt {index}: token id {outside[0]} is outside 0..{vocabulary - 1}")
+            raise ValueError(f"prompt {index}: token id {outside[0]} is outside 0..{size - 1}")
         return ids
 
     def _decode(self, groups: Sequence[tuple[Prompt, list[Response]]]) -> list[Trajectory]:

@@ -48,7 +48,7 @@ RewardRule = Callable[[float, float], float]
 LAYOUT_FIELDS = ("position_ids", "hidden", "start", "end")
 
 
-class TrainingStopped(WorkbenchError):
+class TrainingStoppedError(WorkbenchError):
     """A training run that can't go on honestly: format collapse, or trainer and engine differ."""
 
 
@@ -81,7 +81,7 @@ class RolloutSettings:
 
 
 def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A Hugging Face folder as (model in its own dtype, tokenizer); WorkbenchError if it is none."""
+    """A Hugging Face folder as (model, tokenizer); WorkbenchError if it is none."""
     if not (Path(path) / "config.json").is_file():
         raise WorkbenchError(f"{path} is not a model folder: it has no config.json")
     model = AutoModelForCausalLM.from_pretrained(path)
@@ -152,7 +152,7 @@ class RolloutTrainer(GRPOTrainer):
         return Rollout(trajectory, problem, r_f, r_a, self.settings.reward(r_f, r_a))
 
     def log_batch(self, batch: Sequence[Rollout]) -> None:
-        """Metrics of a rollout batch; TrainingStopped when too few responses are valid."""
+        """Metrics of a rollout batch; TrainingStoppedError when too few responses are valid."""
         trajectories = [rollout.trajectory for rollout in batch]
         valid = np.array([rollout.format_reward == 0 for rollout in batch])
         branches = [k for t in trajectories for k in t.num_branches]
@@ -168,10 +168,10 @@ class RolloutTrainer(GRPOTrainer):
         for name, value in metrics.items():
             self._log_metric(name, float(value))
         if valid.mean() < self.settings.min_kept:
-            raise TrainingStopped(
-                f"step {self.state.global_step}: {valid.mean():.0%} of the responses are valid, below "
-                f"the floor of {self.settings.min_kept:.0%}: the format collapses. Lower the learning "
-                "rate, or use invalid='penalize'"
+            raise TrainingStoppedError(
+                f"step {self.state.global_step}: {valid.mean():.0%} of the responses are valid, "
+                f"below the floor of {self.settings.min_kept:.0%}: the format collapses. Lower the "
+                "learning rate, or use invalid='penalize'"
             )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -241,9 +241,10 @@ class RolloutTrainer(GRPOTrainer):
         # not _log_metric: that is for reward functions, and is flushed before the loss
         self._metrics["train"]["sampling/sampling_logp_difference/max"].append(gap)
         if gap > self.settings.max_logprob_gap:
-            raise TrainingStopped(
-                f"step {self.state.global_step}: a logprob of the trainer differs from the engine's by "
-                f"{gap:.2g} (limit {self.settings.max_logprob_gap:g}): they don't see the same context"
+            raise TrainingStoppedError(
+                f"step {self.state.global_step}: a trainer's logprob differs from the engine's by "
+                f"{gap:.2g} (limit {self.settings.max_logprob_gap:g}): they don't see the same "
+                "context"
             )
 
 
@@ -343,9 +344,7 @@ def run_stage(
         }
     )
     problems = load_problems(profile["problems"], "train", seed)
-    trainer = RolloutTrainer(
-        model, tokenizer, args, engine, problems, profile["prompt"], settings
-    )
+    trainer = RolloutTrainer(model, tokenizer, args, engine, problems, profile["prompt"], settings)
     trainer.train()
     save_checkpoint(model, tokenizer, folder, settings.mode)
     path = Path(run_dir) / "rollouts" / f"{name}.parquet"

@@ -4,13 +4,13 @@ The other profiles start from an instruct model; the tiny one has to make its ow
 one: it can do the pieces and does not know how to arrange them. Its corpus is written here, in
 the tag grammar, over "parts" problems ("A=7-2+3;B=4+1-2;total?"):
 
-- *valid* responses, which put one part or several in a plan at random. A step with one part
-  writes the intermediate and is right; a step with several parts is careless (it forgets the
-  last operand with probability `careless`) and long (it goes over its parts twice). So splitting
-  pays in accuracy and in span, and learning to decide it is left to reinforcement learning.
+- *valid* responses, which put one part or several in a plan at random. A step with one part is
+  right ("A=7-2-3=5-3=2"); a step with several parts is long, and careless: it forgets a final
+  subtraction with probability `careless` ("A=7-2-3=5-3~5,C=..."). So splitting pays in accuracy
+  and in span, and learning to decide it is left to reinforcement learning.
 - *malformed* responses in `MALFORMATIONS` ways and *plain* ones without tags, so that the format
   is there to be learnt.
-- *drills*: one or more steps in random order straight after `</guideline>`, with the loss on the
+- *drills*: the steps in random order straight after `</guideline>`, with the loss on the
   content of the steps only. A sequential model could find its part in what its siblings did;
   in parallel the index of its plan is the only key, and here too.
 
@@ -62,7 +62,7 @@ def corpus(profile: Mapping[str, Any], seed: int) -> Iterator[Document]:
 
     `profile["seed"]["corpus"]` holds the shares of `KINDS`, `split` (chance that a part gets a
     plan of its own instead of joining the plan before it), `careless` (chance that a part of a
-    shared step loses its last operand) and `problems` (how many are drawn from).
+    shared step forgets a final subtraction) and `problems` (how many are drawn from).
     """
     spec = profile["seed"]["corpus"]
     if profile["problems"]["kind"] != "parts":
@@ -103,19 +103,17 @@ def _answer(
 ) -> _Answer:
     answer = _Answer([], [], [])
     for group in _groups(list(problem.meta["parts"]), draw, split):
-        careless = spec["careless"] if len(group) > 1 else 0.0
         lines, values = [], []
         for label in group:
             expression = problem.meta["parts"][label]
             middle, value = evaluate(expression)
-            if draw.random() < careless:
+            sign = "=" if len(group) == 1 else "~"
+            if sign == "~" and expression[3] == "-" and draw.random() < spec["careless"]:
                 value = middle
-            written = f"={middle}{expression[3:]}" if len(group) == 1 else ""
-            lines.append(f"{label}={expression}{written}={value}")
+            lines.append(f"{label}={expression}={middle}{expression[3:]}{sign}{value}")
             values.append((label, value))
-        line = ",".join(lines)
         answer.plans.append(",".join(group))
-        answer.steps.append(line if len(group) == 1 else f"{line};check:{line}")
+        answer.steps.append(",".join(lines))
         answer.values.append(values)
     return answer
 
@@ -146,7 +144,7 @@ def _pieces(kind: str, answer: _Answer, draw: random.Random) -> list[tuple[str, 
     if kind == "drill":
         draw.shuffle(order)
         pieces = [(_guideline(answer.plans), False)]
-        for i in order[: draw.randint(1, len(order))]:
+        for i in order:
             pieces += [(f"<step>{i + 1}:", False), (f"{answer.steps[i]}</step>", True)]
         return pieces
     if kind == "plain":
@@ -209,21 +207,25 @@ def train(profile: Mapping[str, Any], run_dir: str | Path, seed: int) -> Path:
     model.train()
     start, tokens = time.perf_counter(), 0
     with (folder / "log.jsonl").open("w") as log:
-        for step, (ids_BT, labels_BT) in enumerate(_batches(profile, tokenizer, seed), start=1):
+        batches = _batches(profile, tokenizer, seed)
+        for step, (ids_BT, labels_BT, usual) in enumerate(batches, start=1):
             rate = _rate(step, spec["steps"], spec["warmup"])
             for optimizer, lrs in zip(optimizers, peaks, strict=True):
                 for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                     group["lr"] = rate * lr
             logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-            loss = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten())
-            loss.backward()
+            loss = cross_entropy(
+                logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), reduction="sum"
+            )
+            (loss / usual).backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             tokens += ids_BT.numel()
             if step % spec["log_every"] == 0 or step == spec["steps"]:
                 speed = tokens / (time.perf_counter() - start)
-                row = {"loss": loss.item(), "learning_rate": rate, "tokens_per_second": speed}
+                loss = loss.item() / (labels_BT != IGNORE).sum().item()
+                row = {"loss": loss, "learning_rate": rate, "tokens_per_second": speed}
                 report_progress(step, spec["steps"], **row)
                 log.write(json.dumps({"step": step, "num_tokens": tokens, **row}) + "\n")
                 log.flush()
@@ -245,11 +247,50 @@ def build_model(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -
     return Qwen3ForCausalLM(config).float()
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Nesterov momentum, then orthogonalised updates) with all matrices of a shape at once.
+
+    `torch.optim.Muon` takes them one by one in bfloat16, which most CPUs emulate: a fifth of a
+    step at this size. Here: float32 and one batched product a shape. No weight decay.
+    """
+
+    def __init__(self, matrices: Sequence[torch.nn.Parameter], lr: float, momentum: float = 0.95):
+        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+        self.averages = {matrix: torch.zeros_like(matrix) for matrix in matrices}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            shapes: dict[tuple[int, int], list[torch.nn.Parameter]] = {}
+            for matrix in group["params"]:
+                shapes.setdefault(tuple(matrix.shape), []).append(matrix)
+            for (rows, columns), matrices in shapes.items():
+                updates = []
+                for matrix in matrices:
+                    average = self.averages[matrix]
+                    average.lerp_(matrix.grad, 1 - group["momentum"])
+                    updates.append(torch.lerp(matrix.grad, average, group["momentum"]))
+                scale = group["lr"] * max(1, rows / columns) ** 0.5
+                directions = orthogonalise(torch.stack(updates))
+                for matrix, direction in zip(matrices, directions, strict=True):
+                    matrix.sub_(direction, alpha=scale)
+
+
+def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Singular values of each matrix [B, M, N] pushed towards 1 by Newton-Schulz iterations."""
+    wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = wide @ wide.mT
+        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    return wide.mT if matrices.shape[1] > matrices.shape[2] else wide
+
+
 def _optimizers(model: Qwen3ForCausalLM, spec: Mapping[str, Any]) -> list[torch.optim.Optimizer]:
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    return [torch.optim.Muon(matrices, **spec["muon"]), torch.optim.AdamW(others, **spec["adamw"])]
+    return [Muon(matrices, **spec["muon"]), torch.optim.AdamW(others, **spec["adamw"])]
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:
@@ -259,11 +300,12 @@ def _rate(step: int, steps: int, warmup: float) -> float:
 
 def _batches(
     profile: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`steps` batches (ids [B, T], labels [B, T]), right-padded; B documents of like length.
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+    """`steps` batches (ids [B, T], labels [B, T], usual), right-padded; B documents of like length.
 
     Documents are sorted by length within pools of 8 batches, whose order is then shuffled, so
-    that little is padding.
+    that little is padding. `usual` is the mean number of trained tokens of the pool's batches:
+    divided by a batch's own number, the loss would favour short responses.
     """
     spec = profile["seed"]
     documents, draw = corpus(profile, seed), random.Random(seed)
@@ -274,8 +316,9 @@ def _batches(
         pool.sort(key=lambda pair: len(pair[0]))
         starts = [i * batch for i in range(count)]
         draw.shuffle(starts)
+        usual = sum(label != IGNORE for _, labels in pool for label in labels) / count
         for first in starts:
-            yield _pad(pool[first : first + batch], tokenizer.pad_token_id)
+            yield *_pad(pool[first : first + batch], tokenizer.pad_token_id), usual
         left -= count
 
 

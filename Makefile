@@ -1,0 +1,58 @@
+# Every target sets up what it needs: a fresh clone and `make report` (or `make test`) are enough.
+
+PYTHON  ?= python3
+VENV    ?= .venv
+PROFILE ?= tiny
+RUN     ?= $(PROFILE)
+ARGS    ?=
+# Installed first, so that nothing else picks a torch. For another build say, for example,
+#   make report TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH   ?= torch==2.13.0
+
+PY    := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# Idle OpenMP threads that spin take the cores from the ones that work: 5 times slower when shared.
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help report test test-full lint format lab clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo
+	@echo "variables: PROFILE=$(PROFILE) RUN=$(RUN) VENV=$(VENV) PYTHON=$(PYTHON) ARGS='-p KEY=VALUE'"
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet $(TORCH)
+	$(PY) -m pip install --quiet -e ".[test]"
+	touch $(STAMP)
+
+report: $(STAMP)  ## the whole pipeline into reports/RUN/index.html; goes on where it stopped
+	$(PY) -m npr_lib run --profile $(PROFILE) --run $(RUN) $(ARGS)
+
+test: $(STAMP)  ## the tests, the whole pipeline on the smoke profile among them
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-full: $(STAMP)  ## the long tests too
+	$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP)  ## ruff
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(STAMP)  ## let ruff rewrite
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+lab: $(STAMP)  ## JupyterLab on the notebooks
+	$(PY) -m jupyterlab notebooks
+
+clean:  ## the environment and the caches; runs in reports/ are kept
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,114 @@
+"""The command line: `python -m npr_lib --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from npr_lib import WorkbenchError, __version__
+
+DESCRIPTION = """\
+NPR Workbench: train small models that reason in parallel branches, and look at what they do.
+
+  python -m npr_lib run --profile tiny        the whole pipeline into reports/tiny/index.html
+  python -m npr_lib run --profile tiny        the same again: goes on where it stopped
+  python -m npr_lib run --profile tiny --run wide -p npr.grpo.max_steps=60
+  python -m npr_lib explore tiny              JupyterLab on the rollouts of that run
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(
+        prog="python -m npr_lib",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="run the pipeline of a profile, or go on with it",
+        description="Run every stage that is not done with these parameters. A run that was "
+        "killed goes on at the stage where it stopped; a stage whose parameters, inputs or code "
+        "changed is run again.",
+    )
+    run.add_argument("--profile", default="tiny", help="name or path of a profile [%(default)s]")
+    run.add_argument("--run", metavar="NAME", help="folder in reports/ [the profile's name]")
+    run.add_argument(
+        "--from",
+        dest="from_stage",
+        metavar="STAGE",
+        help="run this stage (03_npr, or 03) and those after it even if they are done",
+    )
+    run.add_argument(
+        "-p",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change a value of the profile, such as -p npr.grpo.learning_rate=3e-4; repeatable",
+    )
+    run.set_defaults(command=_run)
+
+    report = commands.add_parser("report", help="write the HTML pages and index of a run anew")
+    report.add_argument("run", metavar="RUN", help="name or folder of a run")
+    report.set_defaults(command=_report)
+
+    explore = commands.add_parser("explore", help="look at the responses of a run")
+    explore.add_argument("run", metavar="RUN", help="name or folder of a run")
+    explore.add_argument("--html", metavar="FILE", type=Path, help="write one page instead")
+    explore.set_defaults(command=_explore)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (1: an error, told in a line; 130: interrupted)."""
+    options = parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except WorkbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    from npr_lib import pipeline  # heavy imports stay out of --help
+
+    run_dir = pipeline.run(options.profile, options.run, options.from_stage, options.overrides)
+    print(_shown(run_dir / "index.html"))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from npr_lib import pipeline
+
+    print(_shown(pipeline.report(pipeline.find_run(options.run))))
+
+
+def _explore(options: argparse.Namespace) -> None:
+    from npr_lib import pipeline
+
+    run_dir = pipeline.find_run(options.run)
+    if options.html is None:
+        notebook = pipeline.explorer(run_dir)
+        os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(notebook)])
+    pipeline.explore(run_dir, options.html)
+    print(_shown(options.html))
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""How a stage tells how far it is, and how that is shown.
+
+A stage runs in its own process and calls `report_progress`, which appends a line to a file.
+The pipeline tails that file: a bar on a terminal, a plain line now and then elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+VARIABLE = "NPR_PROGRESS"
+POLL_SECONDS = 0.2
+LINE_SECONDS = 5.0
+
+
+def report_progress(step: int, total: int, **metrics: Any) -> None:
+    """Say that `step` of `total` steps are done; shown as a bar when the pipeline runs this.
+
+    Args:
+        step: steps finished, 0..total. A smaller step than the last, or another total, starts
+            a new bar (a stage may have several parts).
+        total: steps altogether.
+        metrics: what to show beside it: numbers (`reward=0.4`) and short strings
+            (`part="NPR-Beta"` names the part that is running).
+
+    Does nothing when the environment variable NPR_PROGRESS is not set.
+    """
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return
+    event = {"time": time.time(), "step": int(step), "total": int(total)}
+    event |= {name: _plain(value) for name, value in metrics.items()}
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value: numbers of numpy and torch become floats."""
+    return value if isinstance(value, str | int | float | None) else float(value)
+
+
+@contextmanager
+def watch(path: Path, title: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Show the progress lines that appear in `path` until the block ends."""
+    stream = stream or sys.stderr
+    view = Bar(title, stream) if stream.isatty() else Lines(title, stream)
+    ended = threading.Event()
+    follower = threading.Thread(target=_follow, args=(path, view.show, ended), daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
+        view.close()
+
+
+def _follow(path: Path, show: Callable[[dict], None], ended: threading.Event) -> None:
+    """Hand every complete line of a growing file to `show`, also those written last."""
+    position, rest = 0, b""
+    while True:
+        last_look = ended.wait(POLL_SECONDS)
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(position)
+                chunk = file.read()
+            position += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                show(json.loads(line))
+        if last_look:
+            return
+
+
+def describe(event: dict) -> str:
+    """The metrics of a progress event as text, such as `reward 0.43  kept 1`."""
+    shown = []
+    for name, value in event.items():
+        if name in ("time", "step", "total", "part") or value is None:
+            continue
+        text = value if isinstance(value, str) else f"{value:.3g}"
+        shown.append(f"{name} {text}")
+    return "  ".join(shown)
+
+
+class Bar:
+    """A tqdm bar for a terminal; tqdm reckons the time left."""
+
+    FORMAT = "{desc} |{bar:20}| step {n_fmt}/{total_fmt}  {postfix}  {elapsed} < {remaining} left"
+
+    def __init__(self, title: str, stream: TextIO) -> None:
+        self.title, self.stream = title, stream
+        self.part: tuple | None = None
+        self.bar = tqdm(desc=title, file=stream, bar_format="{desc} {elapsed}", leave=False)
+
+    def show(self, event: dict) -> None:
+        part = (event.get("part"), event["total"])
+        if part != self.part or event["step"] < self.bar.n:
+            self.part = part
+            self.bar.close()
+            title = " ".join(filter(None, (self.title, event.get("part"))))
+            self.bar = tqdm(
+                desc=title,
+                total=event["total"],
+                file=self.stream,
+                bar_format=self.FORMAT,
+                leave=False,
+                dynamic_ncols=True,
+            )
+        self.bar.set_postfix_str(describe(event), refresh=False)
+        self.bar.update(event["step"] - self.bar.n)
+        self.bar.refresh()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+class Lines:
+    """Plain lines for a log: the first of a part, the last, and one every few seconds."""
+
+    def __init__(self, title: str, stream: TextIO, seconds: float = LINE_SECONDS) -> None:
+        self.title, self.stream, self.seconds = title, stream, seconds
+        self.part: tuple | None = None
+        self.start: dict | None = None
+        self.printed = float("-inf")
+
+    def show(self, event: dict) -> None:
+        part = (event.get("part"), event["total"])
+        if self.start is None or part != self.part or event["step"] < self.start["step"]:
+            self.part, self.start = part, event
+        now = time.monotonic()
+        if now - self.printed < self.seconds:
+            return
+        self.printed = now
+        words = [self.title, event.get("part"), f"step {event['step']}/{event['total']}"]
+        words += [describe(event), self._left(event)]
+        print("  ".join(filter(None, words)), file=self.stream, flush=True)
+
+    def _left(self, event: dict) -> str:
+        """The time left, from the pace since the part's first event."""
+        done = event["step"] - self.start["step"]
+        if done <= 0:
+            return ""
+        left = (event["time"] - self.start["time"]) / done * (event["total"] - event["step"])
+        return f"{duration(left)} left"
+
+    def close(self) -> None:
+        """Nothing to put back in order."""
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1:15`, `3700` -> `1:01:40`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

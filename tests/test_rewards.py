@@ -1,0 +1,237 @@
+"""The reward table of section 7, answers that are equal, and answers that would never end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import strategies
+from broken_responses import ANSWER, BROKEN, NESTED_STEP, VALID, response
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import PATIENT
+
+from npr_lib.rewards import (
+    PENALTIES,
+    PER_ITEM,
+    accuracy_reward,
+    format_reward,
+    math_equal,
+    stage1_reward,
+    stage3_reward,
+)
+from npr_lib.schema import ReasoningGraph, ViolationKind, parse, render
+
+SIX = "".join(f"<plan>{i}:a</plan>" for i in range(1, 7))
+SIX_STEPS = SIX.replace("plan>", "step>")
+
+# Written down from section 7, not computed from the table in the code.
+FORMAT_CASES = [
+    (VALID, 0.0),
+    ("", -2.0),
+    (" \n", -2.0),
+    (ANSWER, -1.5),
+    (response(before="</plan>"), -1.5),
+    (response(after="</plan>" + VALID), -1.5),
+    (response(guideline=""), -1.0),
+    (response(steps="<step>1:c</step>"), -1.0),
+    (response(after=f"</plan>{ANSWER}"), -1.0),
+    (response(after="five"), -1.0),
+    (response(after="\\boxed{}"), -1.0),
+    (response(after="\\boxed{5"), -1.0),
+    (response(steps="<plan>3:c</plan><step>1:c</step><step>2:d</step>"), -1.0),
+    (response("<plan>1:a</plan><plan>3:b</plan>"), -1.0),
+    (response("<plan>1:a<plan>2:b</plan>"), -1.0),
+    (response(SIX, SIX_STEPS), -1.0),
+    (response(steps=NESTED_STEP), -1.0),
+    (response("<plan>1:</plan><plan>2:b</plan>"), -0.4),
+    (response("<plan>1:</plan><plan>2:</plan>"), -0.8),
+    (response("<plan>1:</plan><plan>2:</plan>", "<step>1:</step><step>2:</step>"), -1.6),
+    (response(SIX.replace(":a", ":"), SIX_STEPS), -2.0),
+    (response("<plan>1:<step></plan><plan>2:b</plan>"), -0.4),
+    (response(steps="<step>1:c</plan></guideline></step><step>2:d</step>"), -0.4),
+    (response(takeaway="<takeaway>e<plan></takeaway>"), -0.4),
+    (response("x<plan>1:a</plan>y<plan>2:b</plan>z"), -0.2),
+    (response(steps="<step>1:c</step>x<step>2:d</step>"), -0.2),
+    (response(before="x"), -0.2),
+    (response(after="x" + VALID), -0.2),
+    (response("x<plan>1:</plan><plan>2:b</plan>", before="x", after="five"), -1.8),
+    (response(guideline="", after="five"), -2.0),
+    (response(guideline="", after="five", before="x"), -2.0),
+]
+
+
+@pytest.mark.parametrize(("text", "reward"), FORMAT_CASES)
+def test_format_reward(text: str, reward: float) -> None:
+    assert format_reward(text) == reward
+    assert format_reward(parse(text)) == reward
+
+
+def test_every_kind_has_a_penalty() -> None:
+    assert set(PENALTIES) == set(ViolationKind)
+    assert all(-2 <= penalty < 0 for penalty in PENALTIES.values())
+    assert {str(kind).partition("_")[0] for kind in PER_ITEM} == {"short", "tags"}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_format_reward_is_the_sum_over_kinds(name: str) -> None:
+    text, kinds = BROKEN[name]
+    total = sum(PENALTIES[kind] * (n if kind in PER_ITEM else 1) for kind, n in kinds.items())
+    assert format_reward(text) == pytest.approx(max(-2, total))
+
+
+@settings(PATIENT, max_examples=150)
+@given(
+    st.text() | strategies.tag_soup(60) | strategies.broken_renderings(max_depth=2),
+    st.integers(1, 2),
+)
+def test_format_reward_is_zero_exactly_when_valid(text: str, max_depth: int) -> None:
+    reward = format_reward(text, max_depth=max_depth)
+    assert -2 <= reward <= 0
+    assert (reward == 0) == parse(text, max_depth=max_depth).valid
+
+
+@settings(PATIENT, max_examples=30)
+@given(strategies.graphs(max_depth=2))
+def test_valid_graphs_lose_nothing(graph: ReasoningGraph) -> None:
+    assert format_reward(graph) == 0
+    assert format_reward(render(graph), max_depth=2) == 0
+    assert math.copysign(1, format_reward(graph)) == 1  # and not -0.0
+
+
+def test_format_reward_passes_parse_options_on() -> None:
+    spelled = [VALID.index("<step>")]
+    assert format_reward(VALID, min_chars=2) == -2
+    assert format_reward(VALID, spelled=spelled) < -1
+    assert format_reward(response(SIX, SIX_STEPS), max_branches=6) == 0
+    with pytest.raises(TypeError, match="parse options"):
+        format_reward(parse(VALID), max_depth=2)
+
+
+@pytest.mark.parametrize(
+    ("found", "answer", "right"),
+    [
+        ("5", "5", True),
+        ("5", "6", False),
+        ("-12", "12", False),
+        ("+007", "7", True),
+        ("5.0", 5, True),
+        ("\\frac12", "0.5", True),
+        ("\\sqrt8", "2\\sqrt2", True),
+        ("x=5", "5", True),
+        ("1{,}000", "1000", True),
+        ("(1, 2)", "(1,2)", True),
+        ("2, 1", "\\{1,2\\}", True),
+        ("\\frac{", "1", False),
+        ("", "5", False),
+        ("\\text{B}", "B", True),
+        ("0.3", "\\frac13", False),
+        ("x^2-1", "(x-1)(x+1)", True),
+        ("9" * 5000, "9" * 5000, True),
+        ("9" * 5000, "9" * 4999, False),
+        ("é ≤ 3", "5", False),
+        ("\ud800", "5", False),
+        ("a\nb\0", "5", False),
+    ],
+)
+def test_math_equal(found: str, answer: object, right: bool) -> None:
+    assert math_equal(found, answer) is right
+    if found.count("{") == found.count("}"):
+        assert accuracy_reward(f"so \\boxed{{{found}}}.", answer) == (1 if right else -1)
+
+
+def test_blank_answers_are_refused() -> None:
+    with pytest.raises(ValueError, match="blank"):
+        math_equal("5", " ")
+
+
+def test_accuracy_is_about_the_last_box() -> None:
+    assert accuracy_reward("\\boxed{4} no, \\boxed{5}", "5") == 1
+    assert accuracy_reward("\\boxed{5} no, \\boxed{4}", "5") == -1
+    assert accuracy_reward("5", "5") == -1
+
+
+def test_a_problem_set_may_bring_its_verifier() -> None:
+    asked = []
+
+    def verifier(predicted: str, answer: object) -> bool:
+        asked.append((predicted, answer))
+        return len(asked) == 1
+
+    assert accuracy_reward("\\boxed{ cat }", {"any": "thing"}, verifier) == 1
+    assert accuracy_reward("\\boxed{dog}", None, verifier) == -1
+    assert accuracy_reward("no box", None, verifier) == -1
+    assert asked == [(" cat ", {"any": "thing"}), ("dog", None)]
+
+
+@pytest.mark.parametrize("endless", ["9^{9^{9^9}}", f"{'(' * 20}1{')' * 20}"])
+def test_endless_answers_are_wrong_in_time(endless: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert math_equal("1.0", "1")  # the worker runs; its start doesn't count
+    start = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        assert not math_equal(endless, "x^5", timeout=0.5)
+    assert time.monotonic() - start < 10
+    assert "no verdict" in caplog.text
+    assert math_equal("\\frac12", "0.5")  # and the next comparison works
+
+
+def test_any_thread_may_ask() -> None:
+    verdicts = {}
+
+    def ask(i: int) -> None:
+        verdicts[i] = accuracy_reward(f"\\boxed{{\\frac{{{i}}}{{2}}}}", "1.5")
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == {i: 1 if i == 3 else -1 for i in range(6)}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_its_own_worker() -> None:
+    program = """
+import os
+from npr_lib.rewards import math_equal
+assert math_equal("1.5", "\\\\frac32")
+child = os.fork()
+verdicts = [math_equal(f"{i}.5", "\\\\frac{5}{2}") for i in range(4)]
+assert verdicts == [False, False, True, False], verdicts
+if not child:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=paths, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_worker_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from npr_lib import rewards
+
+    worker = rewards._Worker()
+    monkeypatch.setattr(rewards.sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="worker ended with status 1"):
+        worker.compare("1", "2", 5)
+
+
+def test_stage_rewards() -> None:
+    assert stage1_reward(-0.2, 1.0) == -0.2
+    assert stage1_reward(0.0, 1.0) == 1
+    assert stage1_reward(0.0, -1.0) == -1
+    for invalid in ("filter", "penalize"):
+        assert stage3_reward(0.0, 1.0, invalid) == 1
+        assert stage3_reward(0.0, -1.0, invalid=invalid) == -1
+    assert math.isnan(stage3_reward(-0.2, 1.0, "filter"))
+    assert stage3_reward(-0.2, 1.0, "penalize") == -1
+    with pytest.raises(ValueError, match="invalid must be"):
+        stage3_reward(0.0, 1.0, "ignore")
