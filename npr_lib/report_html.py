@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from npr_lib.progress import duration
 
 FIGURE = "application/vnd.plotly.v1+json"
 SCRIPT = "plotly.min.js"
+INTERVAL = re.compile(r"<td>([^<\[]+) (\[[^\]<]*\])</td>")
 # By default plotly offers a button that uploads the figure's data.
 CONFIG = {
     "responsive": True,
@@ -51,7 +53,7 @@ TEMPLATE = """
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.55 system-ui, sans-serif; color: #1c2024; background: #fff; margin: 0; }
-main { max-width: 60rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
+main { max-width: 64rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
 nav { border-bottom: 1px solid #e2e5e9; padding: .6rem 1.5rem; font-size: .9rem; }
 nav a { margin-right: 1rem; }
 a { color: #1f5fbf; }
@@ -62,8 +64,10 @@ h1:hover .anchor-link, h2:hover .anchor-link, h3:hover .anchor-link { visibility
 table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
 table, th, td { border: 0; }
 th, td { padding: .3em .8em; text-align: left; border-bottom: 1px solid #e2e5e9; }
-td { vertical-align: top; overflow-wrap: anywhere; }
-thead tr { text-align: left !important; }
+td, tbody th { vertical-align: top; overflow-wrap: break-word; }
+td:first-child, tbody th:first-child { white-space: nowrap; }
+.dataframe thead th { text-align: left !important; }
+td small { white-space: nowrap; color: #6a737d; }
 .facts thead { display: none; }
 thead th { border-bottom: 2px solid #9aa3ad; }
 .scroll, .output_html { overflow-x: auto; }
@@ -126,7 +130,8 @@ def write_notebook(notebook: Path, target: Path, inline_script: bool = False) ->
 
 
 def page(title: str, body: str, head: str = "", links: str = "") -> str:
-    """A whole HTML page around `body`."""
+    """A whole HTML page around `body`; the intervals in its tables go on a line of their own."""
+    body = INTERVAL.sub(r"<td>\1<br><small>\2</small></td>", body)
     style = STYLE + HtmlFormatter(style="default").get_style_defs(".highlight")
     nav = f"<nav>{links}<b>{html.escape(title)}</b></nav>" if links else ""
     return (

@@ -77,10 +77,10 @@ STAGES = (
         sections=(*TASK, "engine", "evaluation"),
         outputs=("speed.json", "metrics/parallelism.json"),
     ),
-    Stage("20_explore", inputs=("rollouts/eval_npr.parquet",)),
+    Stage("20_explore", inputs=("npr", "rollouts/eval_npr.parquet")),
     Stage(
         "90_report",
-        inputs=(*LADDER, *EVALUATIONS, "metrics/accuracy.json", "metrics/parallelism.json"),
+        inputs=(*LADDER, *EVALUATIONS, "speed.json"),
         outputs=("metrics/headline.json",),
     ),
 )

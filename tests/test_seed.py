@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from npr_lib.problems import load_problems, split_of
+from npr_lib.problems import SHARES, load_problems, split_of
 from npr_lib.profile import load_profile
 from npr_lib.schema import parse
 from npr_lib.tokenizer import TagIds, tiny_tokenizer
@@ -62,7 +62,7 @@ def test_exactly_the_documents_called_valid_are_valid(documents):
 def test_only_training_sub_expressions_are_used(documents):
     for document in documents:
         for expression in re.findall(r"=([^;]+);", document.prompt):
-            assert split_of(expression, TINY["problems"]["shares"]) == "train"
+            assert split_of(expression, TINY["problems"].get("shares", SHARES)) == "train"
 
 
 def test_alone_a_part_is_right_and_together_subtractions_are_forgotten(documents):
