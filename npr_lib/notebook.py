@@ -47,6 +47,7 @@ def execute(source: Path, output: Path, parameters: dict, cwd: Path, what: str) 
             progress_bar=False,
             start_timeout=KERNEL_START_SECONDS,
             cwd=str(cwd),
+            coalesce_streams=True,
         )
     except papermill.PapermillExecutionError as error:
         cell = next((line for line in error.source.splitlines() if line.strip()), "")

@@ -24,6 +24,7 @@ from pygments.formatters import HtmlFormatter
 
 from npr_lib import manifest as record
 from npr_lib.progress import duration
+from npr_lib.stages import PACKAGE
 
 FIGURE = "application/vnd.plotly.v1+json"
 SCRIPT = "plotly.min.js"
@@ -44,6 +45,14 @@ TEMPLATE = """
 {%- elif "injected-parameters" in cell.metadata.tags -%} parameters of this run
 {%- else -%} code {%- endif -%}
 </summary>{{ super() }}</details>
+{%- endblock -%}
+{%- block stream_stderr -%}
+<details class="code"><summary>messages</summary>{{ super() }}</details>
+{%- endblock -%}
+{%- block stream_stdout -%}
+{%- if output.text.count("\n") > 20 -%}
+<details class="code"><summary>output</summary>{{ super() }}</details>
+{%- else -%}{{ super() }}{%- endif -%}
 {%- endblock -%}
 {%- block in_prompt -%}{%- endblock -%}
 {%- block empty_in_prompt -%}{%- endblock -%}
@@ -117,7 +126,8 @@ def write_notebook(notebook: Path, target: Path, inline_script: bool = False) ->
     content = nbformat.read(notebook, as_version=4)
     figures = _draw_figures(content)
     body, _ = Page().from_notebook_node(content)
-    body = body.replace(sys.prefix, "…")  # a page may be published: paths in warnings
+    for folder in (sys.prefix, str(PACKAGE.parent)):  # in warnings; a page may be published
+        body = body.replace(f"{folder}/", "")
     script = ""
     if figures and inline_script:
         script = f"<script>{_plotly_script().read_text(encoding='utf-8')}</script>"

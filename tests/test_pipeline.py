@@ -59,6 +59,8 @@ for step in range(1, 4):
 """
 
 SECOND = """
+import sys
+print(sys.prefix + "/lib/module.py:1: a warning", file=sys.stderr)
 weights = (Path(input_checkpoint) / "weights").read_text()
 (run / "second.txt").write_text(weights + str(settings["beta"]["value"]) + str(seed))
 import plotly.graph_objects as go
@@ -216,6 +218,8 @@ def test_index_links_pages_and_shows_headline(finished):
 def test_pages_and_notebooks_tell_no_paths_of_this_machine(finished):
     root, run_dir, _, _ = finished
     shown = [*run_dir.glob("*.html"), *run_dir.glob("html/*.html"), run_dir / "manifest.json"]
+    assert "lib/module.py:1: a warning" in (run_dir / "html" / "01_second.html").read_text()
+    assert not any(sys.prefix in path.read_text() for path in run_dir.glob("html/*.html"))
     for path in [*shown, *run_dir.glob("notebooks/*.ipynb")]:
         assert f'"{root}' not in path.read_text() and f"'{root}" not in path.read_text(), path
 

@@ -10,7 +10,7 @@ the tag grammar, over "parts" problems ("A=7-2+3;B=4+1-2;total?"):
   and in span, and learning to decide it is left to reinforcement learning.
 - *malformed* responses in `MALFORMATIONS` ways and *plain* ones without tags, so that the format
   is there to be learnt.
-- *drills*: the steps in random order straight after `</guideline>`, with the loss on the
+- *drills*: one or more steps in random order straight after `</guideline>`, with the loss on the
   content of the steps only. A sequential model could find its part in what its siblings did;
   in parallel the index of its plan is the only key, and here too.
 
@@ -144,7 +144,7 @@ def _pieces(kind: str, answer: _Answer, draw: random.Random) -> list[tuple[str, 
     if kind == "drill":
         draw.shuffle(order)
         pieces = [(_guideline(answer.plans), False)]
-        for i in order:
+        for i in order[: draw.randint(1, len(order))]:
             pieces += [(f"<step>{i + 1}:", False), (f"{answer.steps[i]}</step>", True)]
         return pieces
     if kind == "plain":
@@ -208,24 +208,21 @@ def train(profile: Mapping[str, Any], run_dir: str | Path, seed: int) -> Path:
     start, tokens = time.perf_counter(), 0
     with (folder / "log.jsonl").open("w") as log:
         batches = _batches(profile, tokenizer, seed)
-        for step, (ids_BT, labels_BT, usual) in enumerate(batches, start=1):
+        for step, (ids_BT, labels_BT) in enumerate(batches, start=1):
             rate = _rate(step, spec["steps"], spec["warmup"])
             for optimizer, lrs in zip(optimizers, peaks, strict=True):
                 for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                     group["lr"] = rate * lr
             logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-            loss = cross_entropy(
-                logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), reduction="sum"
-            )
-            (loss / usual).backward()
+            loss = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten())
+            loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             tokens += ids_BT.numel()
             if step % spec["log_every"] == 0 or step == spec["steps"]:
                 speed = tokens / (time.perf_counter() - start)
-                loss = loss.item() / (labels_BT != IGNORE).sum().item()
-                row = {"loss": loss, "learning_rate": rate, "tokens_per_second": speed}
+                row = {"loss": loss.item(), "learning_rate": rate, "tokens_per_second": speed}
                 report_progress(step, spec["steps"], **row)
                 log.write(json.dumps({"step": step, "num_tokens": tokens, **row}) + "\n")
                 log.flush()
@@ -300,12 +297,11 @@ def _rate(step: int, steps: int, warmup: float) -> float:
 
 def _batches(
     profile: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
-    """`steps` batches (ids [B, T], labels [B, T], usual), right-padded; B documents of like length.
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`steps` batches (ids [B, T], labels [B, T]), right-padded; B documents of like length.
 
     Documents are sorted by length within pools of 8 batches, whose order is then shuffled, so
-    that little is padding. `usual` is the mean number of trained tokens of the pool's batches:
-    divided by a batch's own number, the loss would favour short responses.
+    that little is padding.
     """
     spec = profile["seed"]
     documents, draw = corpus(profile, seed), random.Random(seed)
@@ -316,9 +312,8 @@ def _batches(
         pool.sort(key=lambda pair: len(pair[0]))
         starts = [i * batch for i in range(count)]
         draw.shuffle(starts)
-        usual = sum(label != IGNORE for _, labels in pool for label in labels) / count
         for first in starts:
-            yield *_pad(pool[first : first + batch], tokenizer.pad_token_id), usual
+            yield _pad(pool[first : first + batch], tokenizer.pad_token_id)
         left -= count
 
 
