@@ -40,4 +40,4 @@ def sources(page):
 
 def is_local(source):
     """A file beside the page, or data in the page itself."""
-    return source.startswith(("data:", "#")) or re.fullmatch(r"[\w./-]+", source) is not None
+    return source.startswith(("data:", "#")) or re.fullmatch(r"[\w.-][\w./-]*", source) is not None

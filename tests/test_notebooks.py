@@ -79,14 +79,14 @@ def test_formulas_can_be_drawn_without_a_script(path):
 
 
 def test_missing_input_names_the_command(tmp_path):
-    (tmp_path / "own.yaml").write_text("npr_zero: {}\n")
-    command = [sys.executable, "-m", "papermill", "notebooks/01_npr_zero.ipynb"]
+    (tmp_path / "own.yaml").write_text("evaluation: {}\n")
+    command = [sys.executable, "-m", "papermill", "notebooks/20_explore.ipynb"]
     command += [str(tmp_path / "out.ipynb"), "--no-progress-bar"]
     command += ["-p", "profile", str(tmp_path / "own.yaml"), "-p", "run_dir", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=stages.REPOSITORY, capture_output=True, text=True)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert "MissingInputError" in last and "papermill notebooks/00_seed.ipynb" in last
+    assert "MissingInputError" in last and "papermill notebooks/03_npr.ipynb" in last
 
 
 @pytest.fixture(scope="module")

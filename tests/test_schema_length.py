@@ -47,13 +47,13 @@ def reference() -> int:
     [*((name, 1) for name in ADVERSARIAL), ("never joined", MAX_DEPTH), ("joined", MAX_DEPTH)],
 )
 def test_time_is_linear(name: str, max_depth: int) -> None:
-    small, large = (ADVERSARIAL[name](n) for n in (125_000, 1_000_000))
+    small, large = (ADVERSARIAL[name](n) for n in (50_000, 400_000))
     for _ in range(4):  # the machine may be busy with something else
         unit = 4 * seconds(reference)
         short = seconds(lambda: parse(small, max_depth=max_depth))
         long = seconds(lambda: parse(large, max_depth=max_depth))
-        # a megabyte takes less than 2 s on an idle core, and not 64 times what an eighth takes
-        if good := long < 28 * unit and long < 28 * max(short, unit / 8):
+        # less than 2 s a megabyte on an idle core, and not 64 times as long as an eighth takes
+        if good := long < 0.4 * 28 * unit and long < 28 * max(short, unit / 20):
             break
     assert good, f"{short} s for {len(small)} characters, {long} s for {len(large)}"
 
@@ -65,13 +65,13 @@ def test_a_hundred_thousand_nested_tags(tag: str, max_depth: int) -> None:
     assert not parse(text, max_depth=max_depth).valid
 
 
-def test_a_hundred_thousand_nested_forks() -> None:
-    graph = parse(_FORK * 100_000, max_depth=MAX_DEPTH)
+def test_thousands_of_nested_forks() -> None:
+    graph = parse(_FORK * 30_000, max_depth=MAX_DEPTH)
     depth, blocks = 0, graph.blocks
     while blocks:
         depth, blocks = depth + 1, blocks[0].steps[0].blocks
     assert depth == MAX_DEPTH
-    assert graph == parse(_FORK * 100_000, max_depth=MAX_DEPTH)
+    assert graph == parse(_FORK * 30_000, max_depth=MAX_DEPTH)
 
 
 def test_violations_of_a_kind_are_listed_up_to_a_limit() -> None:
