@@ -12,7 +12,10 @@ through `model(...)`:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -131,15 +134,13 @@ def _flex_attention(
     scaling: float | None,
     layout: BatchLayout,
 ) -> torch.Tensor:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
+    make_mask, attend = _compiled()
     if layout.block_mask is None:
         batch, length = layout.position_ids.shape
-        layout.block_mask = torch.compile(create_block_mask)(
-            flex_mask_mod(layout), batch, None, length, length, device=query.device
-        )
+        mask_mod = flex_mask_mod(layout)
+        layout.block_mask = make_mask(mask_mod, batch, None, length, length, device=query.device)
     groups = query.shape[1] // key.shape[1]
-    out = torch.compile(flex_attention)(
+    out = attend(
         query,
         repeat_kv(key, groups),
         repeat_kv(value, groups),
@@ -147,6 +148,13 @@ def _flex_attention(
         scale=scaling,
     )
     return out.transpose(1, 2)
+
+
+@cache
+def _compiled() -> tuple[Callable[..., Any], Callable[..., torch.Tensor]]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    return torch.compile(create_block_mask), torch.compile(flex_attention)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, npr_attention)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
     TrainerCallback,
 )
 from trl import GRPOConfig, GRPOTrainer
@@ -42,6 +45,9 @@ from npr_lib.problems import Problem, ProblemSet, build_prompt, load_problems
 from npr_lib.progress import report_progress
 from npr_lib.rewards import format_reward
 from npr_lib.trajectory import Mode, Trajectory, to_rows
+
+# `rollout_func` may change with TRL's next minor version, which pyproject.toml therefore excludes.
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 # (format reward, accuracy reward) -> reward, nan: keep the response out of loss and statistics
 RewardRule = Callable[[float, float], float]
@@ -116,8 +122,8 @@ class RolloutTrainer(GRPOTrainer):
             reward_funcs=_given_reward,
             rollout_func=_roll_out,
             train_dataset=Dataset.from_dict({"prompt": self.prompts}),
-            callbacks=[LogWriter(Path(args.output_dir))],
         )
+        log_to(self, Path(args.output_dir))
 
     def roll_out(self, prompts: Sequence[str]) -> list[Rollout]:
         """G rollouts for each prompt; groups of equal rewards are replaced by other problems."""
@@ -283,6 +289,12 @@ def _fields(params: SamplingParams) -> dict[str, Any]:
     return {name: getattr(params, name) for name in SamplingParams.__slots__}
 
 
+def log_to(trainer: Trainer, folder: Path) -> None:
+    """Let a trainer log to `folder`/log.jsonl and as progress, instead of printing."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(LogWriter(folder))
+
+
 class LogWriter(TrainerCallback):
     """Every logged step as a line of `log.jsonl`, and as progress."""
 
@@ -311,6 +323,7 @@ DEFAULTS: dict[str, Any] = {
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": True,
+    "dataloader_pin_memory": torch.cuda.is_available(),
     "mask_truncated_completions": False,
 }
 

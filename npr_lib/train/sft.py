@@ -28,7 +28,7 @@ from npr_lib.engine.attention import use_npr_attention
 from npr_lib.layout import Layout, causal_layout, layout, sampled_tokens, stack_layouts
 from npr_lib.schema import parse
 from npr_lib.tokenizer import TagIds, add_tag_tokens, encode, render_ids
-from npr_lib.train.rollouts import DEFAULTS, LogWriter, load_checkpoint, save_checkpoint
+from npr_lib.train.rollouts import DEFAULTS, load_checkpoint, log_to, save_checkpoint
 from npr_lib.trajectory import Mode
 
 
@@ -122,8 +122,8 @@ def train(
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(examples),
         data_collator=Collator(tokenizer.pad_token_id, tags, mode),
-        callbacks=[LogWriter(folder)],
     )
+    log_to(trainer, folder)
     trainer.train()
     save_checkpoint(model, tokenizer, folder, mode)
     return folder
