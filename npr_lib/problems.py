@@ -23,6 +23,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from npr_lib.rewards import math_equal
+
 if TYPE_CHECKING:  # slow to import, and only build_prompt sees one
     from transformers import PreTrainedTokenizerBase
 
@@ -315,10 +317,7 @@ def _row_problems(
 
 
 def _math_equal(predicted: str, problem: Problem) -> bool:
-    import math_verify
-
-    gold, found = (math_verify.parse(f"\\boxed{{{text}}}") for text in (problem.answer, predicted))
-    return bool(math_verify.verify(gold, found))
+    return math_equal(predicted, problem.answer)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -110,20 +110,20 @@ def random_model(rng: random.Random, tokenizer, max_position_embeddings=512):
     """A random small Qwen3 or Llama: tied or not, with and without grouped-query attention."""
     torch.manual_seed(rng.randrange(2**31))
     heads = rng.choice([2, 4])
-    options = dict(
-        vocab_size=len(tokenizer) + rng.choice([0, 5]),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=rng.choice([1, 2, 3]),
-        num_attention_heads=heads,
-        num_key_value_heads=rng.choice([1, 2, heads]),
-        head_dim=rng.choice([8, 16]),
-        tie_word_embeddings=rng.random() < 0.5,
-        max_position_embeddings=max_position_embeddings,
-        initializer_range=0.3,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    options = {
+        "vocab_size": len(tokenizer) + rng.choice([0, 5]),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": rng.choice([1, 2, 3]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": rng.choice([1, 2, heads]),
+        "head_dim": rng.choice([8, 16]),
+        "tie_word_embeddings": rng.random() < 0.5,
+        "max_position_embeddings": max_position_embeddings,
+        "initializer_range": 0.3,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     if rng.random() < 0.5:
         return Qwen3ForCausalLM(Qwen3Config(**options)).eval()
     return LlamaForCausalLM(LlamaConfig(**options)).eval()

@@ -239,11 +239,11 @@ def test_pool_admits_what_fits_and_finishes_all(monkeypatch):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (dict(prompts=["A", ""]), "prompt 1 is empty"),
-        (dict(prompts=[[1, 2, 9999]]), "token id 9999"),
-        (dict(prompts=["A" * 600]), "context is 512"),
-        (dict(prompts=["A"], n=0), "n = 0"),
-        (dict(prompts=["A"], mode="diagonal"), "mode = 'diagonal'"),
+        ({"prompts": ["A", ""]}, "prompt 1 is empty"),
+        ({"prompts": [[1, 2, 9999]]}, "token id 9999"),
+        ({"prompts": ["A" * 600]}, "context is 512"),
+        ({"prompts": ["A"], "n": 0}, "n = 0"),
+        ({"prompts": ["A"], "mode": "diagonal"}, "mode = 'diagonal'"),
     ],
 )
 def test_bad_calls_say_what_is_wrong(call, message):

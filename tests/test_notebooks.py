@@ -78,11 +78,24 @@ def test_formulas_can_be_drawn_without_a_script(path):
         assert page.count("<math") >= cell.source.count("$$") // 2
 
 
-def test_missing_input_names_the_command(tmp_path):
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
+def test_missing_input_names_the_command(path, tmp_path):
     (tmp_path / "own.yaml").write_text("evaluation: {}\n")
+    parameters, begin = cells(path)[:2]
+    names = {}
+    exec(parameters.source, names)
+    names |= {"profile": str(tmp_path / "own.yaml"), "run_dir": str(tmp_path / "run")}
+    with pytest.raises(stages.MissingInputError, match="papermill notebooks/") as caught:
+        exec(begin.source, names)
+    stage = next(stage for stage in stages.STAGES if stage.name == path.stem)
+    assert f"{tmp_path / 'run' / stage.inputs[0]} does not exist" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_notebook_run_alone_tells_what_is_missing(tmp_path):
     command = [sys.executable, "-m", "papermill", "notebooks/20_explore.ipynb"]
     command += [str(tmp_path / "out.ipynb"), "--no-progress-bar"]
-    command += ["-p", "profile", str(tmp_path / "own.yaml"), "-p", "run_dir", str(tmp_path / "run")]
+    command += ["-p", "profile", "smoke", "-p", "run_dir", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=stages.REPOSITORY, capture_output=True, text=True)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]

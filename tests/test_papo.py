@@ -101,7 +101,7 @@ def make_trainer(tmp_path, monkeypatch, rewards, mode="parallel", **grpo):
 
 
 @pytest.mark.parametrize(
-    "split", [dict(), dict(per_device_train_batch_size=4, gradient_accumulation_steps=3)]
+    "split", [{}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}]
 )
 @pytest.mark.parametrize("filtered", [False, True])
 def test_gradient_is_reinforce_on_sampled_tokens(tmp_path, monkeypatch, filtered, split):

@@ -41,8 +41,8 @@ def bpe():
 
 def small_model(vocab, tied):
     torch.manual_seed(0)
-    config = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, head_dim=8)
-    heads = dict(num_attention_heads=2, num_key_value_heads=1)
+    config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     return Qwen3ForCausalLM(
         Qwen3Config(vocab_size=vocab, tie_word_embeddings=tied, **config, **heads)
     )
