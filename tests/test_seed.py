@@ -123,7 +123,7 @@ def test_drills_train_only_what_follows_the_forced_index(documents):
         plans = dict(re.findall(r"<plan>(\d):([^<]+)<", document.response))
         steps = re.findall(r"<step>(\d):([^<]+)<", document.response)
         assert [",".join(values(text)) for _, text in steps] == [plans[i] for i, _ in steps]
-        assert len(steps) == len(plans)
+        assert len(steps) == 1
         if len(plans) == 3:
             first[int(steps[0][0])] += 1
     assert min(first[1], first[2], first[3]) > 0.5 * max(first.values())
@@ -175,7 +175,7 @@ def test_orthogonalised_updates_have_singular_values_near_one():
 
 
 def test_smoke_pretraining_learns_and_is_repeatable(tmp_path):
-    assert SMOKE["seed"]["steps"] <= 100
+    assert SMOKE["seed"]["steps"] <= 150
     folders = [train(SMOKE, tmp_path / name, seed=0) for name in ("a", "b")]
     log = [json.loads(line) for line in (folders[0] / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == list(range(10, SMOKE["seed"]["steps"] + 1, 10))

@@ -10,9 +10,9 @@ the tag grammar, over "parts" problems ("A=7-2+3;B=4+1-2;total?"):
   and in span, and learning to decide it is left to reinforcement learning.
 - *malformed* responses in `MALFORMATIONS` ways and *plain* ones without tags, so that the format
   is there to be learnt.
-- *drills*: one or more steps in random order straight after `</guideline>`, with the loss on the
-  content of the steps only. A sequential model could find its part in what its siblings did;
-  in parallel the index of its plan is the only key, and here too.
+- *drills*: one step, any, straight after `</guideline>`, with the loss on its content only. A
+  sequential model could find its part in what its siblings did; in parallel the index of its plan
+  is the only key, and here too.
 
 A plain loop on purpose: no trainer class, no gradient accumulation, no mixed precision, no
 evaluation. Muon on the matrices of the layers, AdamW on embeddings and norms. Run by
@@ -142,11 +142,9 @@ def _pieces(kind: str, answer: _Answer, draw: random.Random) -> list[tuple[str, 
     """The response of a kind as (text, trained) pieces."""
     order = list(range(len(answer.steps)))
     if kind == "drill":
-        draw.shuffle(order)
-        pieces = [(_guideline(answer.plans), False)]
-        for i in order[: draw.randint(1, len(order))]:
-            pieces += [(f"<step>{i + 1}:", False), (f"{answer.steps[i]}</step>", True)]
-        return pieces
+        i = draw.choice(order)
+        given = f"{_guideline(answer.plans)}<step>{i + 1}:"
+        return [(given, False), (f"{answer.steps[i]}</step>", True)]
     if kind == "plain":
         text, total = answer.takeaway(order)
         return [(f"{','.join(answer.steps)};{text}\\boxed{{{total}}}", True)]
