@@ -96,7 +96,7 @@ def describe(event: dict) -> str:
 class Bar:
     """A tqdm bar for a terminal; tqdm reckons the time left."""
 
-    FORMAT = "{desc} |{bar:20}| step {n_fmt}/{total_fmt}  {postfix}  {elapsed} < {remaining} left"
+    FORMAT = "{desc} |{bar:20}| step {n_fmt}/{total_fmt}{postfix}  {elapsed} < {remaining} left"
 
     def __init__(self, title: str, stream: TextIO) -> None:
         self.title, self.stream = title, stream
@@ -118,7 +118,7 @@ class Bar:
                 dynamic_ncols=True,
             )
         self.bar.set_postfix_str(describe(event), refresh=False)
-        self.bar.update(event["step"] - self.bar.n)
+        self.bar.n = event["step"]
         self.bar.refresh()
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,17 @@ def digest(path: Path) -> str | None:
 def _digest_files(files: Sequence[Path], base: Path) -> str:
     total = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        status = path.stat()
+        content = _digest_file(path, status.st_size, status.st_mtime_ns)
         total.update(f"{path.relative_to(base).as_posix()} {content}\n".encode())
     return total.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _digest_file(path: Path, size: int, changed: int) -> str:
+    """sha256 of a file, read once while its size and time of change stay: weights are large."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def record_path(run_dir: Path, stage: Stage) -> Path:
