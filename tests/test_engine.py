@@ -98,18 +98,17 @@ def test_slots_are_distinct_forwarded_tokens(monkeypatch):
 
     def checking(self):
         nonlocal checked
-        rows, started = plan(self)
+        rows, begun = plan(self)
         self.pool.check()
-        prompts = {id(r.root.table.segments[0]): len(r.prompt_ids) for r in self.running}
-        waiting = {id(p.table.segments[0]): len(p.ids) for p, _ in self.waiting if p.table}
-        tokens = sum({**prompts, **waiting}.values()) + sum(r.forwarded for r in self.running)
-        assert self.pool.num_used == tokens
+        prompts = {job.prompt for job in (*self.running, *self.waiting) if job.prompt.table}
+        completions = sum(job.response.forwarded for job in self.running)
+        assert self.pool.num_used == sum(len(p.ids) for p in prompts) + completions
         checked += 1
-        return rows, started
+        return rows, begun
 
     monkeypatch.setattr(Scheduler, "plan", checking)
     write_with(monkeypatch, random_policy(TOKENIZER))
-    engine = make_engine(num_slots=700, max_depth=2)
+    engine = make_engine(num_slots=400, max_depth=2)
     engine.generate(["A=1+2;B=", "7"], SamplingParams(max_tokens=200), n=10)
     assert checked > 50
     assert engine.kv.num_used == 0
@@ -224,16 +223,32 @@ def test_replay_repeats_the_trajectory_in_either_mode(monkeypatch):
             assert np.allclose(forked.logprobs, t.logprobs, atol=1e-4, equal_nan=True)
 
 
-def test_pool_admits_what_fits_and_finishes_all(monkeypatch):
-    """A pool of one worst case still completes everything; one slot less is refused."""
-    write_with(monkeypatch, random_policy(TOKENIZER, broken=0))
-    engine = make_engine(num_slots=5 + 100)
-    trajectories = engine.generate(["A=1+2"] * 3, SamplingParams(max_tokens=100), n=4)
-    assert len(trajectories) == 12 and engine.stats.peak_slots <= 105
+@pytest.mark.parametrize("depth", [1, 2])
+def test_preemption_changes_nothing(monkeypatch, depth):
+    """A pool of one worst case, and one that is ample: the same responses, with preemptions, and
+    logprobs that agree to float32."""
+    write_with(monkeypatch, random_policy(TOKENIZER, broken=0.1))
+    prompts, params = ["A=1+2", "B", "A=1+2"], SamplingParams(max_tokens=120)
+    ample = make_engine(max_depth=depth).generate(prompts, params, n=6)
+    for slots in (5 + 120, 170, 250):
+        engine = make_engine(num_slots=slots, max_depth=depth)
+        tight = engine.generate(prompts, params, n=6)
+        assert engine.stats.preemptions > 0
+        assert engine.stats.peak_slots <= slots
+        for a, b in zip(ample, tight, strict=True):
+            assert a.completion_ids == b.completion_ids and a.layout == b.layout
+            assert np.allclose(a.logprobs, b.logprobs, atol=1e-4, equal_nan=True)
+        engine.kv.check()
+        assert engine.kv.num_used == 0
+        done = sum(t.work - 1 for t in tight if t.finish_reason == "stop")
+        assert engine.stats.forwarded >= done
+
+
+def test_what_can_never_fit_is_refused_at_submission():
+    engine = make_engine(num_slots=105)
     with pytest.raises(ValueError, match="need 106 slots, the pool has 105"):
         engine.generate(["A=1+2"], SamplingParams(max_tokens=101))
-    engine.kv.check()
-    assert engine.kv.num_used == 0
+    assert len(engine.generate(["A=1+2"], SamplingParams(max_tokens=100))) == 1
 
 
 @pytest.mark.parametrize(

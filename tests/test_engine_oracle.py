@@ -66,15 +66,19 @@ def check_against_dense(model, trajectory, tolerance=1e-4):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_oracle(seed, monkeypatch):
-    """200 trajectories in all: uneven branches, several blocks, nested, truncated, invalid."""
+    """200 trajectories in all: uneven branches, several blocks, nested, truncated, invalid,
+    preempted in between."""
     rng = random.Random(seed)
     model = random_model(rng, TOKENIZER)
     policy = random_policy(TOKENIZER, broken=rng.choice([0.0, 0.1, 0.4]))
     monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
-    engine = TorchEngine(model, TOKENIZER, EngineConfig(num_slots=4096, max_depth=2))
+    max_tokens = rng.choice([40, 120, 300])
+    # half of the time so little room that responses are preempted and resumed
+    slots = rng.choice([4096, max_tokens + 10])
+    engine = TorchEngine(model, TOKENIZER, EngineConfig(num_slots=slots, max_depth=2))
     prompts = [encode(rng.choice(["A=1+2", "7;8;9=", "B"]), TOKENIZER) for _ in range(5)]
     params = SamplingParams(
-        max_tokens=rng.choice([40, 120, 300]),
+        max_tokens=max_tokens,
         max_span=rng.choice([None, 60]),
         min_fork_tokens=rng.choice([0, 30]),
         temperature=rng.choice([0.7, 1.0, 1.3]),

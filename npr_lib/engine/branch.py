@@ -107,6 +107,9 @@ class Branch:
             yield from child.tree()
 
 
+Items = Sequence[Run | list[Branch]]
+
+
 class Response:
     """One response being decoded: its branches, its ledger, and how it ended."""
 
@@ -123,7 +126,8 @@ class Response:
         self.grammar = grammar
         self.forced = forced
         self.root = Branch((), key, len(prompt_ids) - 1)
-        self.flush: list[Branch] = []  # forward their pending tokens before the frontier's
+        self.turn = [self.root]  # the branches that take a token in the next step
+        self.flush: list[Branch] = []  # forward their pending tokens before those of `turn`
         self.finish_reason: FinishReason | None = None
         self.violation: str | None = None
         self.forwarded = 0  # completion tokens that have KV
@@ -134,8 +138,8 @@ class Response:
         tags = grammar.tags if grammar.mode == "parallel" else None
         self._names = {getattr(tags, n): n for n in TagIds.__slots__} if tags else {}
 
-    def frontier(self) -> list[Branch]:
-        """The branches whose turn it is: those at the smallest last position."""
+    def _frontier(self) -> list[Branch]:
+        """The branches at the smallest last position."""
         leaves = list(self.root.leaves())
         lowest = min(leaf.position for leaf in leaves)
         return [leaf for leaf in leaves if leaf.position == lowest]
@@ -166,10 +170,25 @@ class Response:
             self._interpret(branch, token, step)
             if self.finish_reason:
                 return None
+        self.turn = self._frontier()
         limit = self._limit()
-        if limit is not None and self.frontier()[0].position >= limit:
+        if limit is not None and self.turn[0].position >= limit:
             self._finish("length", limit)
         return None
+
+    def suspend(self) -> None:
+        """Forget all KV: release the slot tables. Every token stays; all but the pending tokens of
+        the branches that can take one must be forwarded again (`own_tokens`)."""
+        for branch in self.root.tree():
+            for holder in (branch, *branch.joining):
+                if holder.table is not None:
+                    holder.table.release()
+                    holder.table = None
+            branch.joining = []
+            if branch.ended or branch.children:
+                branch.pending = []
+        self.flush = []
+        self.forwarded = 0
 
     def _count(self, position: int) -> None:
         offset = position - len(self.prompt_ids)
@@ -278,7 +297,7 @@ class Response:
         assert self.finish_reason is not None
         parallel = self.grammar.mode == "parallel"
         flat = _Flat(len(self.prompt_ids))
-        flat.walk(self.root, (), ())
+        flat.walk(self.root.items, (), ())
         n = len(self.prompt_ids) + len(flat.ids)
         layout = flat.layout() if parallel else causal_layout(n, len(self.prompt_ids))
         tokenizer, tags = self.grammar.tokenizer, self.grammar.tags
@@ -323,8 +342,8 @@ class _Flat:
         self.blocks = 0
         self.hidden: list[tuple[int, int, int, tuple[int, int]]] = []  # depth, start, end, interval
 
-    def walk(self, branch: Branch, path: BranchPath, hidden: tuple[tuple[int, int], ...]) -> None:
-        for item in branch.items:
+    def walk(self, items: Items, path: BranchPath, hidden: tuple[tuple[int, int], ...]) -> None:
+        for item in items:
             if isinstance(item, Run):
                 self._add(item, path, hidden)
                 continue
@@ -333,7 +352,7 @@ class _Flat:
             for i, child in enumerate(item):
                 own = self.offset + len(self.ids)
                 interval = (first, own) if own > first else (0, 0)
-                self.walk(child, (*path, (number, i)), (*hidden, interval))
+                self.walk(child.items, (*path, (number, i)), (*hidden, interval))
 
     def _add(self, run: Run, path: BranchPath, hidden: tuple[tuple[int, int], ...]) -> None:
         start = self.offset + len(self.ids)
@@ -352,6 +371,15 @@ class _Flat:
         for d, start, end, interval in self.hidden:
             hidden[d, start:end] = interval
         return Layout(np.asarray(self.positions), hidden, self.offset, self.segments)
+
+
+def own_tokens(branch: Branch) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """What a resumed branch forwards again: ids, positions [n] and hidden intervals [D, n, 2] of
+    its tokens and of the blocks it joined, without its pending tokens and its open block."""
+    flat = _Flat(0)
+    flat.walk(branch.items[:-1] if branch.children else branch.items, (), ())
+    layout, n = flat.layout(), len(flat.ids) - len(branch.pending)
+    return flat.ids[:n], layout.position_ids[:n], layout.hidden[:, :n]
 
 
 def _truncate(branch: Branch, position: int) -> None:

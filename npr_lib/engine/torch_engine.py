@@ -42,6 +42,8 @@ class EngineStats:
     responses: int = 0
     seconds: float = 0.0
     peak_slots: int = 0
+    preemptions: int = 0
+    recomputed: int = 0  # tokens forwarded again after a preemption
 
 
 class TorchEngine:
@@ -161,7 +163,7 @@ class TorchEngine:
 
     def _decode(self, groups: Sequence[tuple[Prompt, list[Response]]]) -> list[Trajectory]:
         """Run all responses to their end. The pool is empty afterwards, also after an exception."""
-        scheduler = Scheduler(self.kv, self.config)
+        scheduler = Scheduler(self.kv, self.config.max_running)
         begin, was_training = time.perf_counter(), self.model.training
         self.model.eval()
         try:
@@ -178,29 +180,34 @@ class TorchEngine:
         trajectories = [r.trajectory() for _, responses in groups for r in responses]
         self.stats.seconds += time.perf_counter() - begin
         self.stats.responses += len(trajectories)
+        self.stats.preemptions += scheduler.preemptions
+        self.stats.recomputed += scheduler.recomputed
         self.stats.completed += sum(t.work for t in trajectories)
         return trajectories
 
     def _step(self, scheduler: Scheduler, step: int) -> None:
-        rows, started = scheduler.plan()
+        rows, begun = scheduler.plan()
         logits = self._forward(rows) if rows else None
         owners = [row.owner for row in rows if row.owner is not None]
         turns = [owner for owner in owners if not isinstance(owner, Prompt)]
-        for i, prompt in enumerate(owners[len(turns) :], start=len(turns)):
-            prompt.logits = logits[i]
-        if started:
-            firsts = torch.stack([prompt.logits for prompt, _ in started])
-            logits = torch.cat([logits[: len(turns)], firsts]) if turns else firsts
-            turns += [(response, response.root) for _, response in started]
+        if len(turns) < len(owners):
+            for owner, values in zip(owners, logits, strict=True):
+                if isinstance(owner, Prompt):
+                    owner.logits = values
+            logits = logits[[i for i, o in enumerate(owners) if not isinstance(o, Prompt)]]
+        if begun:
+            firsts = torch.stack([job.prompt.logits for job in begun])
+            logits = torch.cat([logits, firsts]) if turns else firsts
+            turns += [(job.response, job.response.root) for job in begun]
         tokens = _sample_turns(logits, turns)
         self.stats.peak_slots = max(self.stats.peak_slots, self.kv.num_used)
         accepted: dict[Response, list[tuple[Branch, int, float, float]]] = {}
         for (response, branch), token in zip(turns, tokens, strict=True):
             accepted.setdefault(response, []).append((branch, *token))
-        for response, taken in accepted.items():
-            response.accept(taken, step)
-            if response.finish_reason:
-                scheduler.finish(response)
+        for job in list(scheduler.running):
+            job.response.accept(accepted[job.response], step)
+            if job.response.finish_reason:
+                scheduler.finish(job)
         self.stats.steps += 1
 
     def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
@@ -209,15 +216,14 @@ class TorchEngine:
         for i, row in enumerate(rows):
             by_length.setdefault(len(row.ids), []).append(i)
         ids: list[int] = []
-        positions: list[int] = []
-        writes, groups, last = [], [], [0] * len(rows)
+        positions, writes, groups, last = [], [], [], [0] * len(rows)
         device = self.model.device
         for new, members in by_length.items():
             groups.append(_group(len(ids), [rows[i] for i in members], new, device))
             for i in members:
                 row = rows[i]
                 ids += row.ids
-                positions += range(row.first_position, row.first_position + new)
+                positions.append(row.positions)
                 writes.append(row.slots[-new:])
                 last[i] = len(ids) - 1
         write_slots = torch.from_numpy(np.concatenate(writes)).to(device)
@@ -225,7 +231,7 @@ class TorchEngine:
         self.stats.forwarded += len(ids)
         output = self.model(
             input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
+            position_ids=torch.from_numpy(np.concatenate(positions))[None].to(device),
             # A 4-D mask is passed through unread; without one, transformers would build an n x n
             # mask (and take branch positions for packed sequences).
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
@@ -245,6 +251,10 @@ def _group(start: int, rows: Sequence[Row], new: int, device: torch.device) -> R
     # new token s of row r sees all of the context, and the new tokens up to itself
     visible = (lengths[:, None] - new) + np.arange(1, new + 1)
     mask = np.arange(slots.shape[1]) < visible[..., None]
+    for i, row in enumerate(rows):
+        for level in () if row.hidden is None else row.hidden:
+            keys = np.arange(slots.shape[1]) - (lengths[i] - new)
+            mask[i] &= (keys < level[:, :1]) | (keys >= level[:, 1:])
     return RowGroup(start, torch.from_numpy(slots).to(device), torch.from_numpy(mask).to(device))
 
 

@@ -31,8 +31,16 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    set_seed,
+)
 
+from npr_lib import WorkbenchError
 from npr_lib.problems import Problem, build_prompt, evaluate, load_problems
 from npr_lib.progress import report_progress
 from npr_lib.tokenizer import encode, tiny_tokenizer
@@ -58,12 +66,15 @@ class Document:
 
 
 def corpus(profile: Mapping[str, Any], seed: int) -> Iterator[Document]:
-    """Documents without end, over training problems only; a function of (profile, seed).
+    """Documents without end, over training problems only; a function of (profile, seed). None for
+    a model that exists already.
 
     `profile["seed"]["corpus"]` holds the shares of `KINDS`, `split` (chance that a part gets a
     plan of its own instead of joining the plan before it), `careless` (chance that a part of a
     shared step forgets a final subtraction) and `problems` (how many are drawn from).
     """
+    if "path" in profile["model"]:
+        return
     spec = profile["seed"]["corpus"]
     if profile["problems"]["kind"] != "parts":
         raise ValueError("the seed corpus is written for problems of kind 'parts' only")
@@ -191,12 +202,15 @@ NEED_TWO_STEPS = ("shuffled steps", "skipped step")
 def train(profile: Mapping[str, Any], run_dir: str | Path, seed: int) -> Path:
     """Pretrain the seed model; returns `run_dir/"seed"`, a Hugging Face folder with `log.jsonl`.
 
-    `profile["model"]` holds `Qwen3Config` fields, `profile["seed"]` `steps`, `batch` (documents),
-    `muon` and `adamw` (their optimizers' arguments), `warmup` (a share of the steps), `log_every`
-    and `corpus`.
+    A profile whose `model` section has a `path` starts from that model instead (see `adopt`).
+    Otherwise `profile["model"]` holds `Qwen3Config` fields, `profile["seed"]` `steps`, `batch`
+    (documents), `muon` and `adamw` (their optimizers' arguments), `warmup` (a share of the steps),
+    `log_every` and `corpus`.
     """
-    spec, folder = profile["seed"], Path(run_dir) / "seed"
+    spec, folder = profile.get("seed"), Path(run_dir) / "seed"
     folder.mkdir(parents=True, exist_ok=True)
+    if "path" in profile["model"]:
+        return adopt(profile["model"], folder)
     set_seed(seed)
     tokenizer = tiny_tokenizer()
     model = build_model(profile["model"], tokenizer)
@@ -227,6 +241,30 @@ def train(profile: Mapping[str, Any], run_dir: str | Path, seed: int) -> Path:
     model.eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def adopt(fields: Mapping[str, Any], folder: Path) -> Path:
+    """Save an existing causal LM and its tokenizer as the seed, unchanged.
+
+    `fields["path"]`: a Hugging Face folder or hub id; further fields go to `from_pretrained`
+    (`gguf_file`, `dtype`, ...). WorkbenchError if it can't be loaded. Its tags are ordinary text
+    until stage 2 makes them tokens.
+    """
+    path, options = fields["path"], {k: v for k, v in fields.items() if k != "path"}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, **{k: v for k, v in options.items() if k == "gguf_file"}
+        )
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise WorkbenchError(f"model.path = {path} can't be loaded: {reason}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "log.jsonl").write_text("")
     return folder
 
 
