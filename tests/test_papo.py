@@ -212,6 +212,27 @@ def test_groups_without_variance_are_replaced(tmp_path, monkeypatch):
         assert TOKENIZER.decode(rollout.trajectory.prompt_ids) == f"{problem};"
 
 
+def test_several_steps_a_batch_use_the_engines_logprobs_as_the_old_policy(tmp_path, monkeypatch):
+    """DAPO: what the ratio is taken against is what the rollouts were sampled with."""
+    split = dict(steps_per_generation=3, gradient_accumulation_steps=1, max_steps=3)
+    options = dict(per_device_train_batch_size=4, learning_rate=1e-2, **split)
+    trainer = make_trainer(tmp_path, monkeypatch, [1.0, -1, 0, 1] * 3, **options)
+    compute, seen = trainer._compute_loss, []
+
+    def spy(model, inputs):
+        own = ~inputs["engine_logprobs"].isnan()
+        gap = (inputs["old_per_token_logps"] - inputs["engine_logprobs"])[own].abs().max().item()
+        logprobs = trainer._metrics["train"]
+        loss = compute(model, inputs)
+        seen.append((gap, logprobs["clip_ratio/region_mean"][-1]))
+        return loss
+
+    trainer._compute_loss = spy
+    trainer.train()
+    assert len(seen) == 3 and max(gap for gap, _ in seen) < 1e-4
+    assert seen[0][1] == 0 and seen[2][1] > 0, "the policy moves away from the old one"
+
+
 def test_the_model_keeps_its_mode_and_dense_oracle_agrees(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, monkeypatch, [1.0, -1] * 6)
     trainer.train()

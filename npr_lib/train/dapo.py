@@ -1,7 +1,8 @@
 """Stage 1, NPR-Zero: the parallel format is discovered by RL (paper section 3.1; design 8).
 
 The model decodes sequentially and learns from r = r_f where the format is violated, else r_a.
-DAPO, written in TRL's terms: advantages scaled by the group's std, clipping at 0.2 / 0.28,
+DAPO, written in TRL's terms: advantages scaled by the group's std, a few optimizer steps a rollout
+batch (`steps_per_generation` over `gradient_accumulation_steps`) with clipping at 0.2 / 0.28,
 token-mean loss, no KL, and dynamic sampling: groups whose rewards are all equal are replaced by
 other problems, at most `resamples` times a step (what is left is logged as
 `zero_variance_groups`).

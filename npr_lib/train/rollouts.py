@@ -114,7 +114,7 @@ class RolloutTrainer(GRPOTrainer):
         self.problem_of = dict(zip(self.prompts, problems, strict=True))
         self.rollouts: list[pd.DataFrame] = []
         self._batch: list[Rollout] = []
-        self._inputs: dict[str, torch.Tensor] = {}
+        self._inputs: dict[str, torch.Tensor] | None = None
         super().__init__(
             model=model,
             args=args,
@@ -181,19 +181,24 @@ class RolloutTrainer(GRPOTrainer):
             )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._inputs = None
         output = super()._generate_and_score_completions(inputs)
+        widths = output["prompt_ids"].shape[1], output["completion_ids"].shape[1]
+        output |= self._engine_tensors(*widths)
+        self._record(output["advantages"].tolist())
+        return output
+
+    def _engine_tensors(self, prompt_width: int, width: int) -> dict[str, torch.Tensor]:
+        """The layouts and logprobs of the batch, padded as TRL pads: prompts on the left."""
         trajectories = [rollout.trajectory for rollout in self._batch]
-        prompt_width, width = output["prompt_ids"].shape[1], output["completion_ids"].shape[1]
         starts = [prompt_width - len(t.prompt_ids) for t in trajectories]
         layouts = stack_layouts([t.layout for t in trajectories], prompt_width + width, starts)
-        for field in LAYOUT_FIELDS:
-            output[f"layout_{field}"] = getattr(layouts, field).to(output["prompt_ids"].device)
         logprobs = torch.full((len(trajectories), width), float("nan"))
         for row, trajectory in zip(logprobs, trajectories, strict=True):
             row[: trajectory.work] = torch.tensor(trajectory.logprobs)
-        output["engine_logprobs"] = logprobs.to(output["prompt_ids"].device)
-        self._record(output["advantages"].tolist())
-        return output
+        tensors = {f"layout_{field}": getattr(layouts, field) for field in LAYOUT_FIELDS}
+        tensors["engine_logprobs"] = logprobs
+        return {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
 
     def _record(self, advantages: Sequence[float]) -> None:
         batch, size = self._batch, self.num_generations
@@ -222,27 +227,42 @@ class RolloutTrainer(GRPOTrainer):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         logits_to_keep: int,
+        batch_size: int | None = None,
         **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """logprobs and entropies [B, completion width] under the executed layouts."""
-        layout = BatchLayout(*(self._inputs[f"layout_{field}"] for field in LAYOUT_FIELDS))
+        """logprobs and entropies [B, completion width] under the executed layouts.
+
+        TRL calls this for the loss, and, when a rollout batch makes several optimizer steps, once
+        before the first for the old policy's logprobs.
+        """
+        tensors = self._inputs
+        if tensors is None:
+            tensors = self._engine_tensors(input_ids.shape[1] - logits_to_keep, logits_to_keep)
+        layout = BatchLayout(*(tensors[f"layout_{field}"] for field in LAYOUT_FIELDS))
         labels = input_ids.masked_fill(attention_mask == 0, -100)
         labels[:, :-logits_to_keep] = -100
-        with self.accelerator.autocast():
-            output = model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=layout.position_ids,
-                npr_layout=layout,
-                labels=labels,
-                fused_lm_head=True,
-            )
-        logprobs = output.log_probs[:, -logits_to_keep:]
-        self._compare(logprobs.detach())
-        return logprobs, output.entropy[:, -logits_to_keep:], None
+        logprobs, entropies = [], []
+        for start in range(0, len(input_ids), batch_size or len(input_ids)):
+            rows = slice(start, start + (batch_size or len(input_ids)))
+            part = layout[rows]
+            with self.accelerator.autocast():
+                output = model(
+                    input_ids=input_ids[rows],
+                    attention_mask=attention_mask[rows],
+                    position_ids=part.position_ids,
+                    npr_layout=part,
+                    labels=labels[rows],
+                    fused_lm_head=True,
+                )
+            logprobs.append(output.log_probs[:, -logits_to_keep:])
+            entropies.append(output.entropy[:, -logits_to_keep:])
+        logprobs_BT = torch.cat(logprobs)
+        if "old_per_token_logps" not in tensors:  # else the weights have moved on
+            self._compare(logprobs_BT.detach(), tensors["engine_logprobs"])
+        return logprobs_BT, torch.cat(entropies), None
 
-    def _compare(self, logprobs: torch.Tensor) -> None:
-        gaps = (logprobs - self._inputs["engine_logprobs"]).abs()
+    def _compare(self, logprobs_BT: torch.Tensor, engine_BT: torch.Tensor) -> None:
+        gaps = (logprobs_BT - engine_BT).abs()
         gap = gaps[~gaps.isnan()].max().item()
         # not _log_metric: that is for reward functions, and is flushed before the loss
         self._metrics["train"]["sampling/sampling_logp_difference/max"].append(gap)
