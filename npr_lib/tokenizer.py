@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import astuple, dataclass
 
 import torch
@@ -57,19 +57,21 @@ def add_tag_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
     Each new row of the input embedding (and of an untied output embedding) is the mean over the
     base tokens of the tag's name ("step", "/step"), so that it starts near its meaning and the
-    opening tag differs from the closing one. Tags the vocabulary already has are left alone, so
-    that a second call changes nothing. `special=False`, because decoding with
+    opening tag differs from the closing one. Tags that both vocabulary and embedding already have
+    are left alone, so that a second call changes nothing. `special=False`, because decoding with
     `skip_special_tokens=True` (TRL's way) would delete the structure.
     """
-    vocabulary = tokenizer.get_vocab()
-    new_tags = [tag for tag in TAGS if tag not in vocabulary]
-    pieces = {tag: tokenizer.encode(tag[1:-1], add_special_tokens=False) for tag in new_tags}
-    tokenizer.add_tokens(new_tags, special_tokens=False)
+    vocabulary, size = tokenizer.get_vocab(), model.get_input_embeddings().num_embeddings
+    new_tags = [tag for tag in TAGS if vocabulary.get(tag, size) >= size]
+    unknown = [tag for tag in TAGS if tag not in vocabulary]
+    pieces = {tag: encode(tag[1:-1], tokenizer) for tag in TAGS}
+    tokenizer.add_tokens(unknown, special_tokens=False)
     tags = TagIds.from_tokenizer(tokenizer)
+    new_tags += [tag for tag in unknown if tag not in new_tags]
     if not new_tags:
         return tags
     # Vocabularies are often padded beyond the tokenizer's length: never shrink them.
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     weights = [model.get_input_embeddings().weight]
     output = model.get_output_embeddings()
@@ -130,17 +132,19 @@ def _step_ids(step: Step, tokenizer: PreTrainedTokenizerBase, tags: TagIds) -> I
 
 
 def decode_with_tags(
-    token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, tags: TagIds | None
+    token_ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    tags: TagIds | None,
+    eos_ids: Collection[int] = (),
 ) -> tuple[str, tuple[int, ...]]:
     """Text of `token_ids`, and the offsets in it of tags spelled with ordinary tokens.
 
     With tag tokens the pieces between them are decoded apart, so that what looks like a tag in
-    the text but was not decoded from a tag token can be told from a real one. EOS and padding
-    are left out. Without (`tags=None`, stage 1 of a pretrained model) the text is decoded whole
-    and every tag in it is as good as any other.
+    the text but was not decoded from a tag token can be told from a real one. The end tokens
+    `eos_ids` are left out. Without (`tags=None`, stage 1 of a pretrained model) the text is decoded
+    whole and every tag in it is as good as any other.
     """
-    skip = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    ids = [i for i in token_ids if i not in skip]
+    ids = [i for i in token_ids if i not in eos_ids]
     if tags is None:
         return tokenizer.decode(ids, skip_special_tokens=False), ()
     names = dict(zip(tags.ids, TAGS, strict=True))

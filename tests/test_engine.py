@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles import dense_logits, random_model
 from policies import random_policy
+from transformers import MistralConfig, MistralForCausalLM, StableLmConfig, StableLmForCausalLM
 
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.engine.branch import Response
@@ -255,6 +256,66 @@ def test_preemption_changes_nothing(monkeypatch, depth):
         assert engine.stats.forwarded >= done
 
 
+def test_replay_passes_an_eos_inside_a_branch_and_refuses_what_does_not_fit(monkeypatch):
+    trunk = encode("<guideline><plan>1:A</plan><plan>2:B</plan></guideline>", TOKENIZER)
+
+    def writer(response, branch):
+        if branch.path:
+            return [*encode("7+8", TOKENIZER), TOKENIZER.eos_token_id][len(branch.sampled)]
+        return trunk[len(branch.sampled)]
+
+    engine = make_engine()
+    with monkeypatch.context() as patch:
+        write_with(patch, writer)
+        (t,) = engine.generate(["A"], SamplingParams(max_tokens=60))
+    assert t.finish_reason == "invalid" and t.completion_ids.count(TOKENIZER.eos_token_id) == 2
+    for mode in ("parallel", "sequential"):
+        again = engine.replay(t, mode)
+        assert again.completion_ids == t.completion_ids and again.finish_reason == "invalid"
+    engine.context = len(t.prompt_ids) + t.span
+    assert engine.replay(t, "parallel").completion_ids == t.completion_ids
+    with pytest.raises(ValueError, match=rf"replay ended after {t.span} of {t.work} tokens"):
+        engine.replay(t, "sequential")
+
+
+def test_a_narrower_engine_replays_under_the_trajectorys_own_limits(monkeypatch):
+    with monkeypatch.context() as patch:
+        write_with(patch, random_policy(TOKENIZER, broken=0))
+        trajectories = make_engine(max_depth=2).generate(["A"], SamplingParams(max_tokens=300), 8)
+    narrow = make_engine(max_branches=1, max_depth=1)
+    for t in trajectories:
+        assert narrow.replay(t, "parallel").layout == t.layout
+
+
+def test_diverged_weights_are_an_error():
+    engine = make_engine()
+    with torch.no_grad():
+        engine.model.get_input_embeddings().weight.fill_(float("nan"))
+    for temperature in (0.0, 1.0):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            engine.generate(["A"], SamplingParams(max_tokens=4, temperature=temperature))
+    assert engine.kv.num_used == 0
+
+
+def test_other_attention_than_full_is_refused():
+    shape = {
+        "vocab_size": len(TOKENIZER),
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    windowed = MistralForCausalLM(MistralConfig(**shape, sliding_window=8))
+    with pytest.raises(ValueError, match="layers of type sliding_attention are not supported"):
+        TorchEngine(windowed, TOKENIZER)
+    deaf = StableLmForCausalLM(StableLmConfig(**shape))
+    with pytest.raises(ValueError, match="0 of its 2 layers pass keyword arguments on"):
+        TorchEngine(deaf, TOKENIZER).generate(["A"], SamplingParams(max_tokens=4))
+    full = MistralForCausalLM(MistralConfig(**shape, sliding_window=None))
+    assert TorchEngine(full, TOKENIZER).generate(["A"], SamplingParams(max_tokens=4))
+
+
 def test_what_can_never_fit_is_refused_at_submission():
     engine = make_engine(num_slots=105)
     with pytest.raises(ValueError, match="need 106 slots, the pool has 105"):
@@ -269,6 +330,7 @@ def test_what_can_never_fit_is_refused_at_submission():
         ({"prompts": [[1, 2, 9999]]}, "token id 9999"),
         ({"prompts": ["A" * 600]}, "context is 512"),
         ({"prompts": ["A"], "n": 0}, "n = 0"),
+        ({"prompts": "A"}, "expected a list of prompts"),
         ({"prompts": ["A"], "mode": "diagonal"}, "mode = 'diagonal'"),
     ],
 )
@@ -278,7 +340,8 @@ def test_bad_calls_say_what_is_wrong(call, message):
 
 
 @pytest.mark.parametrize(
-    "field, value", [("max_tokens", 0), ("temperature", -1), ("top_p", 0), ("branch_penalty", 0)]
+    "field, value",
+    [("max_span", 0), ("max_tokens", 0), ("temperature", -1), ("top_p", 0), ("branch_penalty", 0)],
 )
 def test_bad_sampling_params_are_named(field, value):
     with pytest.raises(ValueError, match=field):

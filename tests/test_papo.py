@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from policies import random_policy
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
+from npr_lib import WorkbenchError
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.engine.branch import Response
 from npr_lib.problems import Problem, ProblemSet
+from npr_lib.profile import load_profile
 from npr_lib.tokenizer import tiny_tokenizer
-from npr_lib.train import rollouts
+from npr_lib.train import papo, rollouts
 from npr_lib.train.papo import PAPO, advantages
 from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer, TrainingStoppedError
 
@@ -185,6 +188,44 @@ def test_a_mismatch_between_trainer_and_engine_stops(tmp_path, monkeypatch):
     trainer.roll_out = tampered
     with pytest.raises(TrainingStoppedError, match=r"differs from the engine's by 0\.01"):
         trainer.train()
+
+
+def test_a_logprob_that_is_no_number_stops(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, monkeypatch, [1.0, -1] * 6)
+    with pytest.raises(TrainingStoppedError, match="by nan"):
+        trainer._compare(torch.tensor([[-1.0, NAN]]), torch.tensor([[-1.0, -2.0]]))
+    trainer._compare(torch.tensor([[-1.0, NAN]]), torch.tensor([[-1.0, NAN]]))
+
+
+def test_autocast_rolls_out_and_trains(tmp_path, monkeypatch):
+    """bf16: the pool stays float32, the products don't; the gap is that of the precision."""
+    trainer = make_trainer(tmp_path, monkeypatch, [1.0, -1] * 6, bf16=True)
+    trainer.settings = replace(trainer.settings, max_logprob_gap=0.5)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert 0 < log["sampling/sampling_logp_difference/max"] < 0.5
+    assert np.isfinite(log["grad_norm"])
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("npr.grpo.beta=0.1", "PAPO has beta = 0"),
+        ("npr.grpo.steps_per_generation=3", "one step a rollout batch"),
+    ],
+)
+def test_a_profile_may_not_contradict_papo(tmp_path, override, message):
+    with pytest.raises(WorkbenchError, match=message):
+        papo.train(load_profile("smoke", [override]), tmp_path, tmp_path, 0)
+
+
+def test_one_prompt_with_two_answers_is_refused(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, monkeypatch, [])
+    twice = ProblemSet([Problem("a", "x", "1", {}), Problem("b", "x", "2", {})], lambda p, q: True)
+    with pytest.raises(WorkbenchError, match="two answers for the same prompt"):
+        RolloutTrainer(
+            trainer.model, TOKENIZER, trainer.args, trainer.engine, twice, "{problem}", None
+        )
 
 
 def test_a_collapsing_format_stops(tmp_path, monkeypatch):

@@ -69,6 +69,10 @@ def test_tags_are_initialised_to_the_mean_of_their_names(tied, padding):
     again = [w.detach().clone() for w in weights]
     assert add_tag_tokens(model, tokenizer) == tags
     assert len(tokenizer) == len(bpe()) + 8
+    other = small_model(len(bpe()), tied)
+    assert add_tag_tokens(other, tokenizer) == tags, "a second model of the same tokenizer"
+    rows = other.get_input_embeddings().weight[list(tags.ids)]
+    assert len({tuple(row.tolist()) for row in rows}) == 8
     after = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     assert all(torch.equal(a, b) for a, b in zip(again, after, strict=True))
 

@@ -57,7 +57,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
-        _require((self.max_span or 1) >= 1, "max_span", self.max_span, "None or at least 1")
+        _require(self.max_span is None or self.max_span >= 1, "max_span", self.max_span, ">= 1")
         _require(self.temperature >= 0, "temperature", self.temperature, "at least 0")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         _require(self.top_k >= 0, "top_k", self.top_k, "at least 0 (0: off)")

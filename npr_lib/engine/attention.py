@@ -53,17 +53,24 @@ class KVStep:
     values: list[torch.Tensor]
     write_slots: torch.Tensor
     groups: list[RowGroup]
+    layers_done: int = 0
 
 
 def use_npr_attention(model: PreTrainedModel) -> None:
-    """Switch a model to `npr`, for good: engine and trainer share it. ValueError for models with
-    sliding-window layers, whose visibility is not that of design section 4."""
+    """Switch a model to `npr`, for good: engine and trainer share it. ValueError for models whose
+    attention is another one: sliding windows, or code that transformers can't switch."""
     config = model.config.get_text_config()
-    windowed = [t for t in getattr(config, "layer_types", None) or () if t != "full_attention"]
-    if windowed:
-        raise ValueError(f"{config.model_type}: layers of type {windowed[0]} are not supported")
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        windowed = getattr(config, "sliding_window", None) is not None
+        kinds = ["sliding_attention"] if windowed else []
+    other = [kind for kind in kinds if kind != "full_attention"]
+    if other:
+        raise ValueError(f"{config.model_type}: layers of type {other[0]} are not supported")
     if config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
+    if config._attn_implementation != NAME:
+        raise ValueError(f"{config.model_type}: its attention can't be switched to {NAME!r}")
 
 
 def npr_attention(
@@ -78,8 +85,16 @@ def npr_attention(
     npr_layout: BatchLayout | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """query [B, heads, n, d], key and value [B, kv_heads, n, d] -> ([B, n, heads, d], None)."""
+    """query [B, heads, n, d], key and value [B, kv_heads, n, d] -> ([B, n, heads, d], None).
+
+    ValueError for variants of attention that come as further keywords and are not done here.
+    """
+    if npr_step is not None or npr_layout is not None:
+        for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"attention with {name} is not supported")
     if npr_step is not None:
+        npr_step.layers_done += 1
         return _slot_attention(module.layer_idx, query, key, value, scaling, npr_step), None
     if npr_layout is not None and query.is_cuda:
         return _flex_attention(query, key, value, scaling, npr_layout), None
@@ -101,8 +116,9 @@ def _slot_attention(
     keys, values = step.keys[layer], step.values[layer]
     # All new KV is written before anything is read, so that rows of one step may see each other:
     # a join's <takeaway> sees the </step> tokens forwarded beside it.
-    keys.index_copy_(0, step.write_slots, key[0].transpose(0, 1))
-    values.index_copy_(0, step.write_slots, value[0].transpose(0, 1))
+    # Under a trainer's autocast the new KV has another dtype than the pool.
+    keys.index_copy_(0, step.write_slots, key[0].transpose(0, 1).to(keys.dtype))
+    values.index_copy_(0, step.write_slots, value[0].transpose(0, 1).to(values.dtype))
     heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
     output = torch.empty_like(query[0].transpose(0, 1))  # [T, heads, d]
     for group in step.groups:
@@ -111,11 +127,11 @@ def _slot_attention(
         # Query heads that share a KV head become further query rows: no copy of the KV.
         q = query[0, :, tokens].view(kv_heads, heads // kv_heads, rows, new, dim)
         q = q.permute(2, 0, 1, 3, 4).reshape(rows, kv_heads, -1, dim)
-        k, v = _gather(keys, group.slots), _gather(values, group.slots)
+        k, v = (_gather(pool, group.slots).to(q.dtype) for pool in (keys, values))
         mask = group.mask[:, None, None].expand(-1, 1, heads // kv_heads, -1, -1)
         mask = mask.reshape(rows, 1, -1, mask.shape[-1])
         out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-        out = out.view(rows, heads, new, dim).transpose(1, 2)
+        out = out.reshape(rows, heads, new, dim).transpose(1, 2)
         output[tokens] = out.reshape(rows * new, heads, dim)
     return output[None]
 

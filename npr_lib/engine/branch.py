@@ -50,11 +50,12 @@ class Run:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     behaviour: list[float] = field(default_factory=list)
+    sampled: list[bool] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
 
     def cut(self, length: int) -> None:
         """Keep the first `length` tokens."""
-        for values in (self.ids, self.logprobs, self.behaviour, self.steps):
+        for values in (self.ids, self.logprobs, self.behaviour, self.sampled, self.steps):
             del values[length:]
 
 
@@ -79,16 +80,19 @@ class Branch:
     joining: list[Branch] = field(default_factory=list)
     table: SlotTable | None = None
 
-    def push(self, token: int, step: int, logprob: float = _NAN, behaviour: float = _NAN) -> None:
-        """Append a token at the next position; nan logprobs mean the engine wrote it."""
+    def push(self, token: int, step: int, chosen: tuple[float, float] | None = None) -> None:
+        """Append a token at the next position. chosen: its two logprobs, None for a token that
+        the engine writes."""
         self.position += 1
         run = self.items[-1] if self.items else None
         if not isinstance(run, Run) or run.kind != self.kind:
             run = Run(self.kind, self.position)
             self.items.append(run)
         run.ids.append(token)
+        logprob, behaviour = chosen or (_NAN, _NAN)
         run.logprobs.append(logprob)
         run.behaviour.append(behaviour)
+        run.sampled.append(chosen is not None)
         run.steps.append(step)
         self.pending.append(token)
 
@@ -159,7 +163,7 @@ class Response:
         for branch, token, logprob, behaviour in tokens:
             if self._names.get(token) == "guideline" and branch.state == "text":
                 branch.kind = "guideline"
-            branch.push(token, step, logprob, behaviour)
+            branch.push(token, step, (logprob, behaviour))
             branch.sampled.append(token)
             self._count(branch.position)
         position = tokens[0][0].position
@@ -223,7 +227,9 @@ class Response:
             if state == "plan":
                 branch.plans[-1].append(token)
         elif is_eos and state == "text" and branch.parent is None:
-            self._finish("stop", branch.position)
+            # A replay one token after the other passes the EOS of what were branches.
+            if self.forced is None or len(branch.sampled) == len(self.forced[()]):
+                self._finish("stop", branch.position)
         elif is_eos:
             self._invalid(branch, ViolationKind.UNCLOSED, f"EOS inside {_where(branch)}")
         elif (state, tag) == ("text", "guideline"):
@@ -300,11 +306,12 @@ class Response:
         flat.walk(self.root.items, (), ())
         n = len(self.prompt_ids) + len(flat.ids)
         layout = flat.layout() if parallel else causal_layout(n, len(self.prompt_ids))
-        tokenizer, tags = self.grammar.tokenizer, self.grammar.tags
-        text, spelled = decode_with_tags(flat.ids, tokenizer, tags)
+        grammar = self.grammar
+        reading = (grammar.tokenizer, grammar.tags, grammar.eos_ids)
+        text, spelled = decode_with_tags(flat.ids, *reading)
         every = self.prompt_ids + flat.ids
         texts = [
-            decode_with_tags(every[s.start : s.end], tokenizer, tags)[0]
+            decode_with_tags(every[s.start : s.end], *reading)[0]
             for s in layout.segments
             if s.kind != "prompt"
         ]
@@ -313,7 +320,7 @@ class Response:
             completion_ids=flat.ids,
             logprobs=flat.logprobs,
             behaviour_logprobs=flat.behaviour,
-            sampled=[value == value for value in flat.behaviour],
+            sampled=flat.sampled,
             decode_steps=flat.steps,
             layout=layout,
             finish_reason=self.finish_reason,
@@ -336,6 +343,7 @@ class _Flat:
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.behaviour: list[float] = []
+        self.sampled: list[bool] = []
         self.steps: list[int] = []
         self.positions = list(range(prompt_len))
         self.segments = [Segment("prompt", (), 0, prompt_len)]
@@ -359,6 +367,7 @@ class _Flat:
         self.ids += run.ids
         self.logprobs += run.logprobs
         self.behaviour += run.behaviour
+        self.sampled += run.sampled
         self.steps += run.steps
         self.positions += range(run.start, run.start + len(run.ids))
         end = self.offset + len(self.ids)

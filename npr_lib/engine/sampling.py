@@ -87,13 +87,14 @@ def sample(
     distribution sampled from; 0 for greedy).
     """
     raw = logits.double()
+    if not raw.amax(dim=-1).isfinite().all():
+        raise FloatingPointError("the model's logits are not finite: its weights have diverged")
     logprobs = torch.log_softmax(raw / (params.temperature or 1.0), dim=-1)
     penalized = raw
     if params.branch_penalty != 1 and any(seen):
         penalized = penalize(raw, seen, params.branch_penalty)
     if params.temperature == 0:
-        ids = penalized.argmax(-1)
-        behaviour = torch.zeros(len(ids), dtype=torch.float64)
+        ids = best = penalized.argmax(-1)
     else:
         probs = torch.softmax(penalized / params.temperature, dim=-1)
         if params.top_p < 1 or params.top_k:
@@ -109,7 +110,9 @@ def sample(
     if any(token is not None for token in forced):
         pairs = zip(ids.tolist(), forced, strict=True)
         ids = torch.tensor([own if token is None else token for own, token in pairs]).to(raw.device)
-    if params.temperature != 0:
+    if params.temperature == 0:
+        behaviour = torch.where(ids == best, 0.0, -torch.inf)
+    else:
         behaviour = (probs.gather(-1, ids[:, None]) / total).log()[:, 0]
     chosen = logprobs.gather(-1, ids[:, None])[:, 0]
     return ids.tolist(), chosen.tolist(), behaviour.tolist()

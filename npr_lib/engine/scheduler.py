@@ -136,13 +136,15 @@ class Scheduler:
     def _fits(self, job: Job) -> bool:
         """Whether a waiting response can start now. A margin of free slots is left, so that it is
         not preempted at once; the first to run needs none."""
-        need = sum(len(own_tokens(b)[0]) for b in job.response.root.tree())
-        need += _next_tokens(job.response)
-        need += 0 if job.prompt.table else len(job.prompt.ids)
-        margin = self.pool.num_slots // 16
-        while not self.running and need > self.pool.num_free and self._drop_idle_prompt():
-            need += 0 if job.prompt.table else len(job.prompt.ids)
-        return need + (margin if self.running else 0) <= self.pool.num_free
+        own = sum(len(own_tokens(branch)[0]) for branch in job.response.root.tree())
+        own += _next_tokens(job.response)
+        margin = self.pool.num_slots // 16 if self.running else 0
+        while True:
+            need = own + margin + (0 if job.prompt.table else len(job.prompt.ids))
+            if need <= self.pool.num_free:
+                return True
+            if self.running or not self._drop_idle_prompt():
+                return False
 
     def _start(self, job: Job) -> list[Row]:
         """Start or resume a response: the rows that make the KV it needs."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -90,6 +90,8 @@ class TorchEngine:
         """
         if n < 1:
             raise ValueError(f"n = {n}: expected at least 1")
+        if isinstance(prompts, str):
+            raise ValueError("prompts is one text: expected a list of prompts")
         grammar = self._grammar(mode)
         occurrences: Counter[int] = Counter()
         groups = []
@@ -109,20 +111,31 @@ class TorchEngine:
         ids say: LayoutError if they are no well-formed response); `sequential` writes the same ids
         one after the other. The logprobs are those of the current weights at the trajectory's
         temperature under that mode, and the cost of decoding is real: identical work for a fair
-        comparison of speed.
+        comparison of speed. ValueError where the trajectory does not fit the engine's context.
         """
         return self.replay_all([trajectory], mode)[0]
 
     def replay_all(self, trajectories: Sequence[Trajectory], mode: Mode) -> list[Trajectory]:
         """`replay` of several trajectories in one batch."""
-        grammar = self._grammar(mode)
         groups = []
         for trajectory in trajectories:
             params = SamplingParams(max_tokens=trajectory.work, temperature=trajectory.temperature)
+            limits = replace(
+                self.config, max_branches=trajectory.max_branches, max_depth=trajectory.max_depth
+            )
+            grammar = replace(self._grammar(mode), config=limits)
             forced = self._forced(trajectory, mode)
             response = Response(trajectory.prompt_ids, params, grammar, 0, forced)
             groups.append((Prompt(trajectory.prompt_ids), [response]))
-        return self._decode(groups)
+        replayed = self._decode(groups)
+        for again, trajectory in zip(replayed, trajectories, strict=True):
+            if again.completion_ids != trajectory.completion_ids:
+                raise ValueError(
+                    f"replay ended after {again.work} of {trajectory.work} tokens "
+                    f"({again.violation or again.finish_reason}; context {self.context})"
+                )
+            again.finish_reason, again.violation = trajectory.finish_reason, trajectory.violation
+        return replayed
 
     def _forced(self, trajectory: Trajectory, mode: Mode) -> dict[BranchPath, list[int]]:
         """What a replay writes in each branch."""
@@ -187,6 +200,8 @@ class TorchEngine:
 
     def _step(self, scheduler: Scheduler, step: int) -> None:
         rows, begun = scheduler.plan()
+        if not rows and not begun:
+            raise RuntimeError("the scheduler makes no progress")
         logits = self._forward(rows) if rows else None
         owners = [row.owner for row in rows if row.owner is not None]
         turns = [owner for owner in owners if not isinstance(owner, Prompt)]
@@ -229,6 +244,7 @@ class TorchEngine:
         write_slots = torch.from_numpy(np.concatenate(writes)).to(device)
         wanted = [last[i] for i, row in enumerate(rows) if row.owner is not None]
         self.stats.forwarded += len(ids)
+        kv_step = KVStep(self.kv.keys, self.kv.values, write_slots, groups)
         output = self.model(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.from_numpy(np.concatenate(positions))[None].to(device),
@@ -237,8 +253,13 @@ class TorchEngine:
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
             use_cache=False,
             logits_to_keep=torch.tensor(wanted, device=device),
-            npr_step=KVStep(self.kv.keys, self.kv.values, write_slots, groups),
+            npr_step=kv_step,
         )
+        if kv_step.layers_done != len(self.kv.keys):
+            raise ValueError(
+                f"{self.model.config.model_type} is not supported: {kv_step.layers_done} of its "
+                f"{len(self.kv.keys)} layers pass keyword arguments on to their attention"
+            )
         return output.logits[0]
 
 

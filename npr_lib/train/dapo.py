@@ -37,6 +37,7 @@ def train(profile: dict[str, Any], run_dir: Path, input_checkpoint: Path, seed: 
         mode="sequential",
         reward=stage1_reward,
         resamples=section["resamples"],
+        max_logprob_gap=section["max_logprob_gap"],
     )
     fields = {**section["grpo"], **DAPO}
     return run_stage(profile, run_dir, "npr_zero", input_checkpoint, fields, settings, seed)

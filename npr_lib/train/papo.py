@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from npr_lib import WorkbenchError
 from npr_lib.engine import SamplingParams
 from npr_lib.rewards import stage3_reward
 from npr_lib.train.rollouts import RolloutSettings, run_stage
@@ -81,7 +82,14 @@ def train(
         mode=mode,
         reward=partial(stage3_reward, invalid=section["invalid"]),
         min_kept=section["min_kept"],
+        max_logprob_gap=section["max_logprob_gap"],
     )
     name = "npr" if mode == "parallel" else "sr"
     fields = {**section["grpo"], **PAPO}
+    for key, value in section["grpo"].items():
+        if fields[key] != value:
+            raise WorkbenchError(f"npr.grpo.{key} = {value}: PAPO has {key} = {fields[key]}")
+    steps = fields.get("gradient_accumulation_steps", 1)
+    if fields.get("steps_per_generation", steps) != steps:
+        raise WorkbenchError("npr.grpo.steps_per_generation: PAPO makes one step a rollout batch")
     return run_stage(profile, run_dir, name, input_checkpoint, fields, settings, seed)

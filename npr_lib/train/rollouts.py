@@ -91,6 +91,8 @@ def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokeni
     if not (Path(path) / "config.json").is_file():
         raise WorkbenchError(f"{path} is not a model folder: it has no config.json")
     model = AutoModelForCausalLM.from_pretrained(path)
+    # before an engine is made over it: the KV pool lies where the model is
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, AutoTokenizer.from_pretrained(path)
 
 
@@ -112,6 +114,9 @@ class RolloutTrainer(GRPOTrainer):
         self.settings = settings
         self.prompts = [build_prompt(problem, template, tokenizer) for problem in problems]
         self.problem_of = dict(zip(self.prompts, problems, strict=True))
+        for prompt, problem in zip(self.prompts, problems, strict=True):
+            if self.problem_of[prompt].answer != problem.answer:
+                raise WorkbenchError(f"two answers for the same prompt: {prompt!r}")
         self.rollouts: list[pd.DataFrame] = []
         self._batch: list[Rollout] = []
         self._inputs: dict[str, torch.Tensor] | None = None
@@ -133,7 +138,8 @@ class RolloutTrainer(GRPOTrainer):
             dead = [i for i, group in enumerate(groups) if _equal(group)]
             if not dead:
                 break
-            seed = mix(self.args.seed, self.state.global_step, attempt)
+            process = self.accelerator.process_index
+            seed = mix(self.args.seed, self.state.global_step, attempt, process)
             drawn = random.Random(seed).sample(self.prompts, len(dead))
             for i, group in zip(dead, self._groups(drawn, attempt), strict=True):
                 if not _equal(group):
@@ -170,6 +176,7 @@ class RolloutTrainer(GRPOTrainer):
             "branches": np.mean(branches) if branches else 0.0,
             "work": np.mean([t.work for t in trajectories]),
             "span": np.mean([t.span for t in trajectories]),
+            "off_policy": float(not self.settings.params.on_policy),
         }
         for name, value in metrics.items():
             self._log_metric(name, float(value))
@@ -263,14 +270,14 @@ class RolloutTrainer(GRPOTrainer):
 
     def _compare(self, logprobs_BT: torch.Tensor, engine_BT: torch.Tensor) -> None:
         gaps = (logprobs_BT - engine_BT).abs()
-        gap = gaps[~gaps.isnan()].max().item()
+        gap = gaps[~engine_BT.isnan()].max().item()
         # not _log_metric: that is for reward functions, and is flushed before the loss
         self._metrics["train"]["sampling/sampling_logp_difference/max"].append(gap)
-        if gap > self.settings.max_logprob_gap:
+        if not gap <= self.settings.max_logprob_gap:  # nan is no agreement
             raise TrainingStoppedError(
                 f"step {self.state.global_step}: a trainer's logprob differs from the engine's by "
                 f"{gap:.2g} (limit {self.settings.max_logprob_gap:g}): they don't see the same "
-                "context"
+                "context, or compute in another precision"
             )
 
 
