@@ -18,7 +18,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ class RolloutTrainer(GRPOTrainer):
     def _groups(self, prompts: Sequence[str], attempt: int) -> list[list[Rollout]]:
         size, settings = self.num_generations, self.settings
         seed = mix(self.args.seed, self.state.global_step, attempt)
-        params = SamplingParams(**{**_fields(settings.params), "seed": seed})
+        params = replace(settings.params, seed=seed)
         trajectories = self.engine.generate(prompts, params, n=size, mode=settings.mode)
         groups = []
         for i, prompt in enumerate(prompts):
@@ -310,10 +310,6 @@ def _given_reward(given_reward: Sequence[float | None], **_: Any) -> Sequence[fl
 def _equal(group: Sequence[Rollout]) -> bool:
     """All rewards of a group are the same (or filtered): it teaches nothing."""
     return len({r.reward for r in group if not math.isnan(r.reward)}) <= 1
-
-
-def _fields(params: SamplingParams) -> dict[str, Any]:
-    return {name: getattr(params, name) for name in SamplingParams.__slots__}
 
 
 def log_to(trainer: Trainer, folder: Path) -> None:
