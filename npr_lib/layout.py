@@ -220,8 +220,8 @@ def sampled_tokens(
 ) -> list[bool]:
     """For each completion token of a response, whether the policy chooses it.
 
-    The engine writes `<step>` and "i:" at the head of branch i, and `<takeaway>`. LayoutError
-    where the ids hold something else in their place.
+    The engine writes `<step>` and "i:" at the head of branch i (less, where a budget cut it), and
+    `<takeaway>`. LayoutError where the ids hold something else in their place.
     """
     tags = TagIds.from_tokenizer(tokenizer)
     sampled = [True] * (len(token_ids) - layout.prompt_len)
@@ -233,6 +233,7 @@ def sampled_tokens(
         elif segment.path and segment.path not in begun:
             begun.add(segment.path)
             written = step_prefix(segment.path[-1][1] + 1, tokenizer, tags)
+            del written[segment.end - segment.start :]
         end = segment.start + len(written)
         if list(token_ids[segment.start : end]) != written:
             raise LayoutError(segment.start, f"expected {tokenizer.decode(written)!r}")

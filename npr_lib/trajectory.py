@@ -20,7 +20,8 @@ from npr_lib.layout import Layout, Segment
 from npr_lib.schema import ReasoningGraph, parse
 
 Mode = Literal["parallel", "sequential"]
-FinishReason = Literal["stop", "length", "invalid"]
+# `cancelled`: what there was when a stream was closed or a request withdrawn
+FinishReason = Literal["stop", "length", "invalid", "stop_string", "cancelled"]
 
 
 @dataclass(eq=False)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
@@ -24,33 +25,41 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from npr_lib.engine import paged
 from npr_lib.layout import BatchLayout, flex_mask_mod
 
 NAME = "npr"
+_FEW = 8  # new tokens of a row up to which paged.c beats gathering its KV for a matrix product
 
 
 @dataclass(slots=True)
 class RowGroup:
     """R rows of S new tokens each, tokens `start : start + R * S` of the step.
 
-    slots: int64 [R, L], the pool slots of each row's context and of its new tokens, padded.
-    mask: bool [R, S, L], which of them each new token sees.
+    rows: int64 [R], the row of the pool's `tables` each reads. lengths: int64 [R], slots that the
+    last new token sees. hidden: for row r, the slots before its own run and intervals of that run,
+    int32 [D, S, 2], that its new tokens don't see.
     """
 
     start: int
-    slots: torch.Tensor
-    mask: torch.Tensor
+    new: int
+    rows: np.ndarray
+    lengths: np.ndarray
+    hidden: dict[int, tuple[int, np.ndarray]]
+    gathered: tuple[torch.Tensor, torch.Tensor] | None = None  # one for all layers of a forward
 
 
 @dataclass(slots=True)
 class KVStep:
     """One engine step of T new tokens: where their KV goes and what they read.
 
-    keys, values: one [num_slots, kv_heads, head_dim] tensor a layer. write_slots: int64 [T].
+    keys, values: one [num_slots, kv_heads, head_dim] tensor a layer. tables: int64 [*, width],
+    slots. write_slots: int64 [T].
     """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
+    tables: np.ndarray
     write_slots: torch.Tensor
     groups: list[RowGroup]
     layers_done: int = 0
@@ -121,19 +130,46 @@ def _slot_attention(
     values.index_copy_(0, step.write_slots, value[0].transpose(0, 1).to(values.dtype))
     heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
     output = torch.empty_like(query[0].transpose(0, 1))  # [T, heads, d]
+    in_place = query.device.type == "cpu" and query.dtype == keys.dtype == torch.float32
+    in_place = in_place and query.stride(3) == 1 and paged.kernel() is not None
     for group in step.groups:
-        rows, new = group.mask.shape[:2]
+        rows, new = len(group.rows), group.new
         tokens = slice(group.start, group.start + rows * new)
+        if in_place and new <= _FEW and not group.hidden:
+            scale, out = scaling or dim**-0.5, output[tokens]
+            at = (step.tables, group.rows, group.lengths, new, scale, out)
+            paged.paged_attention(query[0, :, tokens], keys, values, *at)
+            continue
+        slots, mask = _gathered(group, step.tables, query.device)
         # Query heads that share a KV head become further query rows: no copy of the KV.
         q = query[0, :, tokens].view(kv_heads, heads // kv_heads, rows, new, dim)
         q = q.permute(2, 0, 1, 3, 4).reshape(rows, kv_heads, -1, dim)
-        k, v = (_gather(pool, group.slots).to(q.dtype) for pool in (keys, values))
-        mask = group.mask[:, None, None].expand(-1, 1, heads // kv_heads, -1, -1)
+        k, v = (_gather(pool, slots).to(q.dtype) for pool in (keys, values))
+        mask = mask[:, None, None].expand(-1, 1, heads // kv_heads, -1, -1)
         mask = mask.reshape(rows, 1, -1, mask.shape[-1])
         out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
         out = out.reshape(rows, heads, new, dim).transpose(1, 2)
         output[tokens] = out.reshape(rows * new, heads, dim)
     return output[None]
+
+
+def _gathered(
+    group: RowGroup, tables: np.ndarray, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The slots each row of a group reads, int64 [R, L] padded with slot 0, and which of them each
+    new token sees, bool [R, S, L]."""
+    if group.gathered is None:
+        longest, new = group.lengths.max(), group.new
+        keys = np.arange(longest)
+        visible = (group.lengths[:, None] - new) + np.arange(1, new + 1)
+        mask = keys < visible[..., None]
+        for r, (start, hidden) in group.hidden.items():
+            for level in hidden:
+                own = keys - start
+                mask[r] &= (own < level[:, :1]) | (own >= level[:, 1:])
+        slots = np.where(keys < group.lengths[:, None], tables[group.rows, :longest], 0)
+        group.gathered = tuple(torch.from_numpy(x).to(device) for x in (slots, mask))
+    return group.gathered
 
 
 def _gather(pool: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The fork/join state machine of one response. No tensors: tokens come in, branches grow.
 
 A branch is a list of runs of tokens and of blocks, a block is a list of branches. The tree is the
-record; it is flattened once, when the response ends, into ids and the layout that was executed.
+record; record.py flattens it into ids and the layout that was executed.
 
 Branches advance in lock step *by position*: only those at the response's frontier, its smallest
 last position, take a token in a step. So every event at a position is known when the next one
@@ -11,19 +11,28 @@ begins, and what a budget or a violation cuts off never depends on scheduling.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from npr_lib.engine.api import EngineConfig, SamplingParams
+from npr_lib.engine.api import (
+    BranchEnd,
+    EngineConfig,
+    Event,
+    Fork,
+    Join,
+    Prefix,
+    SamplingParams,
+    Token,
+)
 from npr_lib.engine.kv import SlotTable
 from npr_lib.engine.sampling import mix
-from npr_lib.layout import BranchPath, Layout, Segment, causal_layout, extend_segments
+from npr_lib.layout import BranchPath
 from npr_lib.schema import ViolationKind
-from npr_lib.tokenizer import TagIds, decode_with_tags, step_prefix
-from npr_lib.trajectory import FinishReason, Mode, Trajectory
+from npr_lib.tokenizer import TagIds, step_prefix
+from npr_lib.trajectory import FinishReason, Mode
 
 _LABEL = re.compile(r"\s*([1-9][0-9]{0,8})\s*:")
 _NAN = float("nan")
@@ -43,20 +52,14 @@ class Grammar:
 
 @dataclass(slots=True)
 class Run:
-    """Consecutive tokens of one kind in one branch; the first lies at position `start`."""
+    """Consecutive tokens of one kind in one branch; the first lies at position `start`.
+
+    tokens: (id, logprob, behaviour logprob, sampled, step) each.
+    """
 
     kind: str
     start: int
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    behaviour: list[float] = field(default_factory=list)
-    sampled: list[bool] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-
-    def cut(self, length: int) -> None:
-        """Keep the first `length` tokens."""
-        for values in (self.ids, self.logprobs, self.behaviour, self.sampled, self.steps):
-            del values[length:]
+    tokens: list[tuple[int, float, float, bool, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -74,26 +77,21 @@ class Branch:
     children: list[Branch] = field(default_factory=list)  # of the open block
     blocks: int = 0
     ended: bool = False
-    sampled: list[int] = field(default_factory=list)  # this branch's own choices, in order
+    sampled: list[int] = field(default_factory=list)  # its own choices, in order, prefix included
+    given: int = 0  # how many of them a prefix held
     # for the scheduler: KV of all but the `pending` tokens exists; `joining` awaits table.join
     pending: list[int] = field(default_factory=list)
     joining: list[Branch] = field(default_factory=list)
     table: SlotTable | None = None
 
-    def push(self, token: int, step: int, chosen: tuple[float, float] | None = None) -> None:
-        """Append a token at the next position. chosen: its two logprobs, None for a token that
-        the engine writes."""
+    def push(self, token: int, logprob: float, behaviour: float, sampled: bool, step: int) -> None:
+        """Append a token at the next position."""
         self.position += 1
         run = self.items[-1] if self.items else None
-        if not isinstance(run, Run) or run.kind != self.kind:
+        if type(run) is not Run or run.kind != self.kind:
             run = Run(self.kind, self.position)
             self.items.append(run)
-        run.ids.append(token)
-        logprob, behaviour = chosen or (_NAN, _NAN)
-        run.logprobs.append(logprob)
-        run.behaviour.append(behaviour)
-        run.sampled.append(chosen is not None)
-        run.steps.append(step)
+        run.tokens.append((token, logprob, behaviour, sampled, step))
         self.pending.append(token)
 
     def leaves(self) -> Iterator[Branch]:
@@ -111,11 +109,23 @@ class Branch:
             yield from child.tree()
 
 
-Items = Sequence[Run | list[Branch]]
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call of the engine: its number, when it began, and where to tell what happens in it
+    (None: nobody listens). step: the present one, counted from `first_step`."""
+
+    number: int
+    first_step: int
+    since: float  # time.perf_counter()
+    events: list[Event] | None
+    step: int = 0
 
 
 class Response:
-    """One response being decoded: its branches, its ledger, and how it ended."""
+    """One response being decoded: its branches, its ledger, and how it ended.
+
+    key: of its random numbers. index: its place in the call. forced: what a replay writes.
+    """
 
     def __init__(
         self,
@@ -123,30 +133,31 @@ class Response:
         params: SamplingParams,
         grammar: Grammar,
         key: int,
-        forced: dict[BranchPath, list[int]] | None = None,
+        call: Call,
+        index: int = 0,
+        forced: Prefix | None = None,
     ) -> None:
         self.prompt_ids = list(prompt_ids)
         self.params = params
         self.grammar = grammar
         self.forced = forced
+        self.call = call
+        self.index = index
+        self.distribution = params.distribution
         self.root = Branch((), key, len(prompt_ids) - 1)
         self.turn = [self.root]  # the branches that take a token in the next step
         self.flush: list[Branch] = []  # forward their pending tokens before those of `turn`
         self.finish_reason: FinishReason | None = None
         self.violation: str | None = None
         self.forwarded = 0  # completion tokens that have KV
+        self._leaves = [self.root]  # all branches that can take a token
         self._counts: list[int] = []  # completion tokens at each position after the prompt
         self._total = 0
         span = params.max_span or params.max_tokens
         self._last_position = min(len(prompt_ids) + span, grammar.max_position) - 1
         tags = grammar.tags if grammar.mode == "parallel" else None
         self._names = {getattr(tags, n): n for n in TagIds.__slots__} if tags else {}
-
-    def _frontier(self) -> list[Branch]:
-        """The branches at the smallest last position."""
-        leaves = list(self.root.leaves())
-        lowest = min(leaf.position for leaf in leaves)
-        return [leaf for leaf in leaves if leaf.position == lowest]
+        self._acts = self._names.keys() | grammar.eos_ids  # tokens that may change the structure
 
     def forced_token(self, branch: Branch) -> int | None:
         """The token a replay puts next in this branch, None when sampling."""
@@ -157,28 +168,70 @@ class Response:
             raise ValueError(f"replay: branch {branch.path} has no token {index}")
         return queue[index]
 
-    def accept(self, tokens: Sequence[tuple[Branch, int, float, float]], step: int) -> None:
+    def accept(
+        self, tokens: Sequence[tuple[Branch, int, float, float]], step: int, sampled: bool = True
+    ) -> None:
         """Give every branch of the frontier its token (id, logprob, behaviour logprob) and act on
         what they mean: fork, join, end."""
+        self.call.step = step
         for branch, token, logprob, behaviour in tokens:
-            if self._names.get(token) == "guideline" and branch.state == "text":
+            if branch.state == "text" and self._names.get(token) == "guideline":
                 branch.kind = "guideline"
-            branch.push(token, step, (logprob, behaviour))
+            self._push(branch, token, step, logprob, behaviour, sampled)
             branch.sampled.append(token)
-            self._count(branch.position)
         position = tokens[0][0].position
         limit = self._limit()
         if limit is not None and limit < position:
             return self._finish("length", limit)
+        grown = len(tokens) == len(self._leaves)  # every branch by a plain token: same turn again
         for branch, token, *_ in tokens:
-            self._interpret(branch, token, step)
+            if token in self._acts:
+                grown = False
+                self._interpret(branch, token, step)
+            elif branch.state == "plan":
+                branch.plans[-1].append(token)
+            if self.params.stop and sampled and not self.finish_reason and self._stopped(branch):
+                self._finish("stop_string", position)
             if self.finish_reason:
                 return None
-        self.turn = self._frontier()
+        if not grown:
+            self._set_turn()
         limit = self._limit()
         if limit is not None and self.turn[0].position >= limit:
             self._finish("length", limit)
         return None
+
+    def restore(self, prefix: Prefix) -> None:
+        """Write what a prefix holds, as if it had been decoded (its logprobs are nan, `sampled`
+        is False). ValueError where it breaks the grammar, is complete, or holds tokens for a
+        branch that does not come about."""
+        left = sum(map(len, prefix.values()))
+        while not self.finish_reason:
+            ready = [b for b in self._leaves if len(b.sampled) < len(prefix.get(b.path, ()))]
+            if not ready:
+                break
+            lowest = min(branch.position for branch in ready)
+            turn = [branch for branch in ready if branch.position == lowest]
+            tokens = [(b, int(prefix[b.path][len(b.sampled)]), _NAN, _NAN) for b in turn]
+            self.accept(tokens, 0, sampled=False)
+            left -= len(turn)
+            for branch in turn:
+                branch.given = len(branch.sampled)
+        if self.finish_reason:
+            raise ValueError(f"prefix: it already ends ({self.violation or self.finish_reason})")
+        if left:
+            raise ValueError(
+                f"prefix: {left} tokens are of branches that end before or never begin"
+            )
+        self.suspend()
+
+    def emit(self, kind: type[Event], branch: Branch, *fields: object) -> None:
+        """Tell whoever listens."""
+        call = self.call
+        if call.events is not None:
+            seconds = time.perf_counter() - call.since
+            at = (call.number, self.index, call.step, seconds, branch.path)
+            call.events.append(kind(*at, *fields))
 
     def suspend(self) -> None:
         """Forget all KV: release the slot tables. Every token stays; all but the pending tokens of
@@ -191,14 +244,36 @@ class Response:
             branch.joining = []
             if branch.ended or branch.children:
                 branch.pending = []
+            elif branch.pending:
+                del branch.pending[:-1]
         self.flush = []
         self.forwarded = 0
 
-    def _count(self, position: int) -> None:
-        offset = position - len(self.prompt_ids)
-        self._counts += [0] * (offset + 1 - len(self._counts))
-        self._counts[offset] += 1
+    def _push(
+        self,
+        branch: Branch,
+        token: int,
+        step: int,
+        logprob: float = _NAN,
+        behaviour: float = _NAN,
+        sampled: bool = False,
+    ) -> None:
+        branch.push(token, logprob, behaviour, sampled, step)
+        offset = branch.position - len(self.prompt_ids)
+        if offset == len(self._counts):
+            self._counts.append(1)
+        elif offset < len(self._counts):
+            self._counts[offset] += 1
+        else:
+            self._counts += [0] * (offset - len(self._counts)) + [1]
         self._total += 1
+        self.emit(Token, branch, token, logprob, sampled)
+
+    def _set_turn(self) -> None:
+        """The branches at the smallest last position."""
+        self._leaves = list(self.root.leaves())
+        lowest = min(leaf.position for leaf in self._leaves)
+        self.turn = [leaf for leaf in self._leaves if leaf.position == lowest]
 
     def _limit(self) -> int | None:
         """The last position that fits the budgets, None while all tokens and one more may fit."""
@@ -211,6 +286,14 @@ class Response:
             last -= 1
         return min(last, self._last_position)
 
+    def _stopped(self, branch: Branch) -> bool:
+        """Whether the branch's last token completes a stop string."""
+        longest = max(map(len, self.params.stop))
+        own = branch.sampled[branch.given :][-4 * longest :]  # a character has at most 4 bytes
+        text = self.grammar.tokenizer.decode(own)
+        before = self.grammar.tokenizer.decode(own[:-1])
+        return any(text.count(stop) > before.count(stop) for stop in self.params.stop)
+
     def _finish(self, reason: FinishReason, position: int, violation: str | None = None) -> None:
         """End the response; of every branch only what lies at or before `position` stays."""
         self.finish_reason, self.violation = reason, violation
@@ -220,18 +303,14 @@ class Response:
         self._finish("invalid", branch.position, f"{kind}: {message}")
 
     def _interpret(self, branch: Branch, token: int, step: int) -> None:
-        """What a sampled token does to the structure (tag-structure violations end it)."""
+        """What a tag or EOS does to the structure (tag-structure violations end it)."""
         tag, state = self._names.get(token), branch.state
-        is_eos = token in self.grammar.eos_ids
-        if tag is None and not is_eos:
-            if state == "plan":
-                branch.plans[-1].append(token)
-        elif is_eos and state == "text" and branch.parent is None:
+        if token in self.grammar.eos_ids:
+            if state != "text" or branch.parent is not None:
+                self._invalid(branch, ViolationKind.UNCLOSED, f"EOS inside {_where(branch)}")
             # A replay one token after the other passes the EOS of what were branches.
-            if self.forced is None or len(branch.sampled) == len(self.forced[()]):
+            elif self.forced is None or len(branch.sampled) == len(self.forced[()]):
                 self._finish("stop", branch.position)
-        elif is_eos:
-            self._invalid(branch, ViolationKind.UNCLOSED, f"EOS inside {_where(branch)}")
         elif (state, tag) == ("text", "guideline"):
             if len(branch.path) >= self.grammar.config.max_depth:
                 depth = len(branch.path) + 1
@@ -260,13 +339,13 @@ class Response:
         at_or_before = self._total - sum(self._counts[branch.position + 1 - len(self.prompt_ids) :])
         if self.params.max_tokens - at_or_before < self.params.min_fork_tokens:
             return self._finish("length", branch.position)
+        self.emit(Fork, branch, len(branch.plans))
         for i in range(len(branch.plans)):
             path = (*branch.path, (branch.blocks, i))
             key = mix(branch.key, branch.blocks, i)
             child = Branch(path, key, branch.position, branch, kind="step")
             for token in step_prefix(i + 1, self.grammar.tokenizer, self.grammar.tags):
-                child.push(token, step)
-                self._count(child.position)
+                self._push(child, token, step)
             branch.children.append(child)
         branch.items.append(branch.children)
         branch.blocks += 1
@@ -288,6 +367,7 @@ class Response:
     def _end_branch(self, branch: Branch, step: int) -> None:
         """`</step>`; the last branch of a block to end joins it."""
         branch.ended = True
+        self.emit(BranchEnd, branch)
         parent = branch.parent
         if not all(child.ended for child in parent.children):
             return
@@ -295,100 +375,8 @@ class Response:
         parent.joining, parent.children = parent.children, []
         parent.position = max(child.position for child in parent.joining)
         parent.state = parent.kind = "takeaway"
-        parent.push(self.grammar.tags.takeaway, step)
-        self._count(parent.position)
-
-    def trajectory(self) -> Trajectory:
-        """Flatten the tree of a finished response."""
-        assert self.finish_reason is not None
-        parallel = self.grammar.mode == "parallel"
-        flat = _Flat(len(self.prompt_ids))
-        flat.walk(self.root.items, (), ())
-        n = len(self.prompt_ids) + len(flat.ids)
-        layout = flat.layout() if parallel else causal_layout(n, len(self.prompt_ids))
-        grammar = self.grammar
-        reading = (grammar.tokenizer, grammar.tags, grammar.eos_ids)
-        text, spelled = decode_with_tags(flat.ids, *reading)
-        every = self.prompt_ids + flat.ids
-        texts = [
-            decode_with_tags(every[s.start : s.end], *reading)[0]
-            for s in layout.segments
-            if s.kind != "prompt"
-        ]
-        return Trajectory(
-            prompt_ids=self.prompt_ids,
-            completion_ids=flat.ids,
-            logprobs=flat.logprobs,
-            behaviour_logprobs=flat.behaviour,
-            sampled=flat.sampled,
-            decode_steps=flat.steps,
-            layout=layout,
-            finish_reason=self.finish_reason,
-            text=text,
-            segment_texts=texts,
-            mode=self.grammar.mode,
-            violation=self.violation,
-            temperature=self.params.temperature,
-            spelled=spelled,
-            max_branches=self.grammar.config.max_branches,
-            max_depth=self.grammar.config.max_depth,
-        )
-
-
-class _Flat:
-    """The tree in token order: depth first, branches of a block one after the other."""
-
-    def __init__(self, prompt_len: int) -> None:
-        self.offset = prompt_len
-        self.ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.behaviour: list[float] = []
-        self.sampled: list[bool] = []
-        self.steps: list[int] = []
-        self.positions = list(range(prompt_len))
-        self.segments = [Segment("prompt", (), 0, prompt_len)]
-        self.blocks = 0
-        self.hidden: list[tuple[int, int, int, tuple[int, int]]] = []  # depth, start, end, interval
-
-    def walk(self, items: Items, path: BranchPath, hidden: tuple[tuple[int, int], ...]) -> None:
-        for item in items:
-            if isinstance(item, Run):
-                self._add(item, path, hidden)
-                continue
-            number, first = self.blocks, self.offset + len(self.ids)
-            self.blocks += 1
-            for i, child in enumerate(item):
-                own = self.offset + len(self.ids)
-                interval = (first, own) if own > first else (0, 0)
-                self.walk(child.items, (*path, (number, i)), (*hidden, interval))
-
-    def _add(self, run: Run, path: BranchPath, hidden: tuple[tuple[int, int], ...]) -> None:
-        start = self.offset + len(self.ids)
-        self.ids += run.ids
-        self.logprobs += run.logprobs
-        self.behaviour += run.behaviour
-        self.sampled += run.sampled
-        self.steps += run.steps
-        self.positions += range(run.start, run.start + len(run.ids))
-        end = self.offset + len(self.ids)
-        extend_segments(self.segments, run.kind, path, end)
-        self.hidden += [(depth, start, end, interval) for depth, interval in enumerate(hidden)]
-
-    def layout(self) -> Layout:
-        depth = max((d + 1 for d, *_ in self.hidden), default=0)
-        hidden = np.zeros((depth, len(self.positions), 2), np.int32)
-        for d, start, end, interval in self.hidden:
-            hidden[d, start:end] = interval
-        return Layout(np.asarray(self.positions), hidden, self.offset, self.segments)
-
-
-def own_tokens(branch: Branch) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """What a resumed branch forwards again: ids, positions [n] and hidden intervals [D, n, 2] of
-    its tokens and of the blocks it joined, without its pending tokens and its open block."""
-    flat = _Flat(0)
-    flat.walk(branch.items[:-1] if branch.children else branch.items, (), ())
-    layout, n = flat.layout(), len(flat.ids) - len(branch.pending)
-    return flat.ids[:n], layout.position_ids[:n], layout.hidden[:, :n]
+        self.emit(Join, parent)
+        self._push(parent, self.grammar.tags.takeaway, step)
 
 
 def _truncate(branch: Branch, position: int) -> None:
@@ -396,8 +384,8 @@ def _truncate(branch: Branch, position: int) -> None:
     kept: list[Run | list[Branch]] = []
     for item in branch.items:
         if isinstance(item, Run):
-            item.cut(max(0, position + 1 - item.start))
-            if item.ids:
+            del item.tokens[max(0, position + 1 - item.start) :]
+            if item.tokens:
                 kept.append(item)
             continue
         for child in item:

@@ -1,192 +1,311 @@
-"""Which tokens a step forwards: admission, preemption and resumption of responses, slots for KV.
+"""Which tokens a step forwards: admission, prefill, preemption and resumption, slots for KV.
 
-Responses start in order of submission as long as there is room. When the next tokens of the
-running ones don't fit any more, whole responses are preempted, youngest first: their KV is
-dropped, their tokens stay. Such a response resumes, before younger ones start, by forwarding its
-partial fork/join graph in one step under the parallel mask. The oldest response is never
-preempted, and alone it always fits, so that everything submitted gets done.
+Responses start in order of submission as long as there is room. What they need in the pool before
+they can take their turns (the prompt, or after a preemption the partial fork/join graph under the
+parallel mask) is forwarded in order of admission, beside the branches that decode and within the
+limit of tokens a step. When the next tokens of the running ones don't fit any more, whole
+responses are preempted, youngest first: their KV is dropped, their tokens stay. The oldest is
+never preempted, and alone it always fits, so that everything submitted gets done.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from npr_lib.engine.branch import Branch, Response, own_tokens
+from npr_lib.engine.api import EngineConfig, EngineStats, Preempt, Resume
+from npr_lib.engine.branch import Branch, Response
 from npr_lib.engine.kv import KVPool, SlotTable
+from npr_lib.engine.prefix import Node, PrefixTree
+from npr_lib.engine.record import own_tokens
+from npr_lib.trajectory import Trajectory
+
+
+@dataclass(slots=True, eq=False)
+class Fill:
+    """Tokens to be forwarded before somebody can go on; their slots are in `table` already.
+
+    positions [n]. start: slots of the table before them. hidden int32 [D, n, 2]: intervals of
+    these tokens that a token does not see. prompt: the one whose end they are. done: how many
+    have been forwarded.
+    """
+
+    table: SlotTable
+    ids: list[int]
+    positions: Sequence[int]
+    start: int
+    hidden: np.ndarray | None = None
+    prompt: Prompt | None = None
+    done: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Prompt:
-    """A prompt shared by the responses of its group: prefilled once, by the first of them, and
-    kept until the last has ended, unless its slots are needed while none of them runs."""
+    """A prompt shared by the responses of its group, kept until the last has ended, unless its
+    slots are needed while none of them runs. All but its last token lie in the prefix tree."""
 
     ids: list[int]
     unfinished: int = 0
     running: int = 0
+    node: Node | None = None
     table: SlotTable | None = None
     logits: torch.Tensor | None = None  # [V] after the last prompt token
 
 
 @dataclass(slots=True)
 class Row:
-    """New tokens of one slot table.
+    """New tokens of one slot table in a step.
 
-    positions: int64 [n]. slots: int64 [L], those of the context and then of the new tokens (a
-    copy: the table grows). owner: whose turn it is after the last token; None where nothing is
-    sampled. hidden: int32 [D, n, 2], intervals of the row's own tokens that a token does not see
-    (resumed rows only).
+    row: the table's row of `KVPool.tables`. length: slots visible to the last of them, itself
+    included. owner: who gets the logits after it; None where nobody does. hidden, start: as in
+    `Fill`.
     """
 
+    row: int
+    length: int
     ids: list[int]
-    positions: np.ndarray
-    slots: np.ndarray
-    owner: tuple[Response, Branch] | Prompt | None = None
+    positions: Sequence[int]
+    owner: tuple[Request, Branch] | Prompt | None = None
     hidden: np.ndarray | None = None
+    start: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class Job:
-    """A response and the prompt it shares."""
+class Request:
+    """A response in the engine's hands. `trajectory` is None until it has ended; `error` is what
+    ended it otherwise."""
 
     prompt: Prompt
     response: Response
+    fills: list[Fill] = field(default_factory=list)
+    preempted: bool = False
+    own: int | None = None  # tokens to forward when it starts
+    trajectory: Trajectory | None = None
+    error: BaseException | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Everything that its next tokens look at is in the pool."""
+        done = all(fill.done == len(fill.ids) for fill in self.fills)
+        return done and self.prompt.logits is not None
 
 
 class Scheduler:
     """`plan` the rows of a step, `finish` what has ended; `running` is in order of submission."""
 
-    def __init__(self, pool: KVPool, max_running: int) -> None:
+    def __init__(self, pool: KVPool, config: EngineConfig, stats: EngineStats) -> None:
         self.pool = pool
-        self.max_running = max_running
-        self.waiting: deque[Job] = deque()
-        self.running: list[Job] = []
-        self.preemptions = 0
-        self.recomputed = 0  # tokens forwarded again by resumed responses
+        self.stats = stats
+        self.tree = PrefixTree(pool)
+        self.max_running = config.max_running
+        self.max_step_tokens = config.max_step_tokens
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.fills: deque[Fill] = deque()  # in order of admission
 
-    def submit(self, prompt: Prompt, responses: Sequence[Response]) -> None:
-        """Queue the responses of a group. ValueError if one could never fit the pool."""
-        for response in responses:
-            need = len(prompt.ids) + response.params.max_tokens
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue the requests of one call. ValueError, queueing none, if one could never fit."""
+        for request in requests:
+            prompt, params = request.prompt, request.response.params
+            need = len(prompt.ids) + params.max_tokens
             if need > self.pool.num_slots:
                 raise ValueError(
                     f"a prompt of {len(prompt.ids)} tokens and max_tokens = "
-                    f"{response.params.max_tokens} need {need} slots, the pool has "
+                    f"{params.max_tokens} need {need} slots, the pool has "
                     f"{self.pool.num_slots}: raise EngineConfig.num_slots or lower max_tokens"
                 )
-        prompt.unfinished += len(responses)
-        self.waiting.extend(Job(prompt, response) for response in responses)
+        for request in requests:
+            request.prompt.unfinished += 1
+        self.waiting.extend(requests)
 
-    def plan(self) -> tuple[list[Row], list[Job]]:
-        """The rows of the next step, and the responses that begin in it (they sample from their
-        prompt's logits). Every row of the list may see the rows before it."""
-        self._make_room()
-        rows = [row for job in self.running for row in _turn_rows(job.response)]
-        begun = []
-        while self.waiting and len(self.running) < self.max_running:
-            job = self.waiting[0]
-            if not self._fits(job):
-                break
-            self.waiting.popleft()
-            rows += self._start(job)
-            if not job.response.root.sampled:
-                begun.append(job)
-        return rows, begun
+    def plan(self) -> list[Row]:
+        """The rows of the next step."""
+        self.pool.recycle_rows()
+        rows: list[Row] = []
+        used = 0
+        if self._make_room():
+            for request in self.running:
+                count = _next_tokens(request.response)
+                if not count or not request.ready or (used and used + count > self.max_step_tokens):
+                    continue
+                used += count
+                rows += _turn_rows(request)
+            while self.waiting and len(self.running) < self.max_running:
+                if not self._fits(self.waiting[0]):
+                    break
+                self._start(self.waiting.popleft())
+        return self._fill_rows(self.max_step_tokens - used) + rows
 
-    def finish(self, job: Job) -> None:
-        """Give all slots of a running response back."""
-        self.running.remove(job)
-        job.response.suspend()
-        job.prompt.running -= 1
-        job.prompt.unfinished -= 1
-        if not job.prompt.unfinished:
-            _drop(job.prompt)
+    def beginners(self) -> list[Request]:
+        """Running requests without a token whose prompt's logits are there."""
+        return [r for r in self.running if not r.response.root.sampled and r.ready]
 
-    def abort(self) -> None:
-        """Drop everything that waits or runs and give all slots back."""
-        for job in (*self.running, *self.waiting):
-            job.response.suspend()
-            _drop(job.prompt)
-        self.running.clear()
-        self.waiting.clear()
+    def filled(self, prompt: Prompt, logits: torch.Tensor) -> None:
+        """The last token of a prompt was forwarded."""
+        prompt.logits = logits
+        if not prompt.unfinished:
+            self._drop(prompt)
 
-    def _make_room(self) -> None:
-        """Preempt the youngest until the next tokens of the others fit."""
-        needs = [_next_tokens(job.response) for job in self.running]
-        while sum(needs) > self.pool.num_free:
-            if not self._drop_idle_prompt():
-                job = self.running.pop()
-                needs.pop()
-                job.response.suspend()
-                job.prompt.running -= 1
-                self.waiting.appendleft(job)
-                self.preemptions += 1
+    def finish(self, request: Request) -> None:
+        """Take a request out and give all its slots back."""
+        if request in self.running:
+            self.running.remove(request)
+            request.prompt.running -= 1
+        else:
+            self.waiting.remove(request)
+        self._suspend(request)
+        request.prompt.unfinished -= 1
+        # A prompt that is being prefilled stays until `filled`: others may build on its prefix.
+        if not request.prompt.unfinished and request.prompt.logits is not None:
+            self._drop(request.prompt)
+
+    def forget(self) -> None:
+        """Drop all KV there is; running responses are preempted."""
+        while self.running:
+            self._preempt()
+        filling = [fill.prompt for fill in self.fills if fill.prompt is not None]
+        self.fills.clear()
+        for prompt in {*filling, *(request.prompt for request in self.waiting)}:
+            self._drop(prompt)
+        self.tree.evict(self.pool.num_slots)
+
+    def _make_room(self) -> bool:
+        """Preempt the youngest until the next tokens of the others fit; False if nothing can be
+        decoded before a prefill that is under way has ended."""
+        needs = [_next_tokens(request.response) for request in self.running]
+        total = sum(needs)
+        while total > self.pool.num_free:
+            if self._drop_idle_prompt():
+                continue
+            if len(self.running) == 1:
+                return False
+            total -= needs.pop()
+            self._preempt()
+        return True
+
+    def _preempt(self) -> None:
+        request = self.running.pop()
+        self._suspend(request)
+        request.prompt.running -= 1
+        request.preempted = True
+        self.waiting.appendleft(request)
+        self.stats.preemptions += 1
+        request.response.emit(Preempt, request.response.root)
+
+    def _suspend(self, request: Request) -> None:
+        for fill in request.fills:
+            if fill.done < len(fill.ids):
+                self.fills.remove(fill)
+        request.fills, request.own = [], None
+        request.response.suspend()
+
+    def _drop(self, prompt: Prompt) -> None:
+        """Give a prompt's slots back; its KV stays in the prefix tree."""
+        if prompt.table is not None:
+            prompt.table.release()
+            self.tree.unlock(prompt.node)
+        prompt.table = prompt.node = prompt.logits = None
 
     def _drop_idle_prompt(self) -> bool:
-        idle = (job.prompt for job in self.waiting if job.prompt.table and not job.prompt.running)
-        prompt = next(idle, None)
+        idle = (r.prompt for r in self.waiting if r.prompt.logits is not None)
+        prompt = next((p for p in idle if not p.running), None)
         if prompt is not None:
-            _drop(prompt)
+            self._drop(prompt)
         return prompt is not None
 
-    def _fits(self, job: Job) -> bool:
-        """Whether a waiting response can start now. A margin of free slots is left, so that it is
+    def _fits(self, request: Request) -> bool:
+        """Whether a waiting request can start now. A margin of free slots is left, so that it is
         not preempted at once; the first to run needs none."""
-        own = sum(len(own_tokens(branch)[0]) for branch in job.response.root.tree())
-        own += _next_tokens(job.response)
+        prompt, response = request.prompt, request.response
+        if request.own is None:
+            request.own = sum(len(own_tokens(branch)[0]) for branch in response.root.tree())
+            request.own += _next_tokens(response)
         margin = self.pool.num_slots // 16 if self.running else 0
         while True:
-            need = own + margin + (0 if job.prompt.table else len(job.prompt.ids))
+            need = request.own + margin
+            if prompt.table is None:
+                need += len(prompt.ids) - self.tree.in_use(prompt.ids[:-1])
             if need <= self.pool.num_free:
                 return True
             if self.running or not self._drop_idle_prompt():
                 return False
 
-    def _start(self, job: Job) -> list[Row]:
-        """Start or resume a response: the rows that make the KV it needs."""
-        prompt, response, rows = job.prompt, job.response, []
+    def _start(self, request: Request) -> None:
+        """Start or resume a request: take slots for what it needs, and queue it to be filled."""
+        prompt, response = request.prompt, request.response
         if prompt.table is None:
-            prompt.table = SlotTable(self.pool)
-            prompt.table.extend(len(prompt.ids))
-            positions = np.arange(len(prompt.ids))
-            rows.append(Row(prompt.ids, positions, prompt.table.slots.copy(), prompt))
+            self._start_prompt(prompt)
         prompt.running += 1
-        self.running.append(job)
+        self.running.append(request)
         response.root.table = prompt.table.fork()
         if not response.root.sampled:
-            return rows
+            return
+        recomputed = 0
         for branch in response.root.tree():
             if branch.parent is not None:
                 branch.table = branch.parent.table.fork()
             ids, positions, hidden = own_tokens(branch)
             if ids:
+                start = branch.table.length
                 branch.table.extend(len(ids))
-                response.forwarded += len(ids)
-                self.recomputed += len(ids)
-                rows.append(Row(ids, positions, branch.table.slots.copy(), None, hidden))
-        return rows + _turn_rows(response)
+                request.fills.append(Fill(branch.table, ids, positions, start, hidden))
+                recomputed += len(ids)
+        self.fills += request.fills
+        response.forwarded += recomputed
+        if request.preempted:
+            self.stats.recomputed += recomputed
+            response.emit(Resume, response.root, recomputed)
 
+    def _start_prompt(self, prompt: Prompt) -> None:
+        prompt.node, known = self.tree.acquire(prompt.ids[:-1])
+        prompt.table = SlotTable(self.pool, self.tree.slots(prompt.node))
+        prompt.table.extend(1)
+        self.stats.prompt_tokens += len(prompt.ids)
+        self.stats.reused += known
+        positions = range(known, len(prompt.ids))
+        self.fills.append(Fill(prompt.table, prompt.ids[known:], positions, known, None, prompt))
 
-def _drop(prompt: Prompt) -> None:
-    if prompt.table is not None:
-        prompt.table.release()
-    prompt.table = prompt.logits = None
+    def _fill_rows(self, limit: int) -> list[Row]:
+        """Up to `limit` tokens of what has to be filled, in order."""
+        rows = []
+        while self.fills and limit > 0:
+            fill = self.fills[0]
+            part = slice(fill.done, min(fill.done + limit, len(fill.ids)))
+            fill.done = part.stop
+            limit -= part.stop - part.start
+            ended = fill.done == len(fill.ids)
+            rows.append(
+                Row(
+                    fill.table.row,
+                    fill.start + fill.done,
+                    fill.ids[part],
+                    fill.positions[part],
+                    fill.prompt if ended else None,
+                    None if fill.hidden is None else fill.hidden[:, part],
+                    fill.start,
+                )
+            )
+            if ended:
+                self.fills.popleft()
+        return rows
 
 
 def _next_tokens(response: Response) -> int:
     """Slots that the next step of a response takes."""
     if not response.root.sampled:
         return 0
-    return sum(len(branch.pending) for branch in (*response.flush, *response.turn))
+    turn = sum(len(branch.pending) for branch in response.turn)
+    return turn + sum(len(branch.pending) for branch in response.flush)
 
 
-def _turn_rows(response: Response) -> list[Row]:
+def _turn_rows(request: Request) -> list[Row]:
     """The pending tokens of a running response: first those that only others see."""
-    rows = [_row(response, branch, False) for branch in response.flush if branch.pending]
+    response = request.response
+    rows = [_row(request, branch, False) for branch in response.flush if branch.pending]
     response.flush = []
     for branch in response.turn:
         if branch.joining:
@@ -194,14 +313,14 @@ def _turn_rows(response: Response) -> list[Row]:
             branch.joining = []
         if branch.table is None:
             branch.table = branch.parent.table.fork()
-        rows.append(_row(response, branch, True))
+        rows.append(_row(request, branch, True))
     return rows
 
 
-def _row(response: Response, branch: Branch, sampled: bool) -> Row:
+def _row(request: Request, branch: Branch, sampled: bool) -> Row:
     ids, branch.pending = branch.pending, []
     branch.table.extend(len(ids))
-    response.forwarded += len(ids)
-    positions = np.arange(branch.position + 1 - len(ids), branch.position + 1)
-    owner = (response, branch) if sampled else None
-    return Row(ids, positions, branch.table.slots.copy(), owner)
+    request.response.forwarded += len(ids)
+    end = branch.position + 1
+    owner = (request, branch) if sampled else None
+    return Row(branch.table.row, branch.table.length, ids, range(end - len(ids), end), owner)

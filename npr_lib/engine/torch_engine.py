@@ -12,38 +12,27 @@ used in place, so a trainer in the same process trains what the engine decodes w
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from npr_lib.engine.api import EngineConfig, SamplingParams
+from npr_lib.engine.api import EngineConfig, EngineStats, Event, Finish, Prefix, SamplingParams
 from npr_lib.engine.attention import KVStep, RowGroup, use_npr_attention
-from npr_lib.engine.branch import Branch, Grammar, Response
+from npr_lib.engine.branch import Branch, Call, Grammar, Response
 from npr_lib.engine.kv import KVPool
+from npr_lib.engine.record import trajectory as record
 from npr_lib.engine.sampling import hash_ids, mix, sample, uniforms
-from npr_lib.engine.scheduler import Prompt, Row, Scheduler
+from npr_lib.engine.scheduler import Prompt, Request, Row, Scheduler
 from npr_lib.layout import BranchPath, Layout, layout, sampled_tokens
 from npr_lib.schema import TAGS
 from npr_lib.tokenizer import TagIds, encode
 from npr_lib.trajectory import Mode, Trajectory
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Totals over the engine's life; `seconds` is time inside `generate` and `replay`."""
-
-    steps: int = 0
-    forwarded: int = 0  # tokens through the model
-    completed: int = 0  # tokens of finished responses
-    responses: int = 0
-    seconds: float = 0.0
-    peak_slots: int = 0
-    preemptions: int = 0
-    recomputed: int = 0  # tokens forwarded again after a preemption
 
 
 class TorchEngine:
@@ -71,38 +60,108 @@ class TorchEngine:
             model.device,
         )
         self.stats = EngineStats()
+        self.scheduler = Scheduler(self.kv, self.config, self.stats)
         self.context = shape.max_position_embeddings
         self._eos_ids = _eos_ids(model, tokenizer)
+        self._calls = 0
+        self._events: list[Event] = []  # of the present step
+        self._streams: dict[int, deque[Event]] = {}  # what open streams have yet to yield, by call
 
     def generate(
         self,
         prompts: Sequence[str | Sequence[int]],
-        params: SamplingParams,
+        params: SamplingParams | Sequence[SamplingParams],
         n: int = 1,
         mode: Mode = "parallel",
+        prefix: Prefix | Sequence[Prefix | None] | None = None,
+        best_of: int | None = None,
     ) -> list[Trajectory]:
         """n trajectories for every prompt (text or token ids), grouped by prompt in order.
 
         A response's randomness comes from (params.seed, its prompt, the occurrence of that prompt
         in this call, its sample index), so the same call gives the same responses. `parallel`
-        needs a tokenizer with the tag tokens; `sequential` decodes plain text. Raises ValueError
-        for an empty prompt, one longer than the model's context, or one that can't fit the pool.
+        needs a tokenizer with the tag tokens; `sequential` decodes plain text.
+
+        params: one for all prompts, or one a prompt. prefix: the same; a partial response that
+        each sample goes on from (edit.py makes them). best_of: sample that many a prompt and keep
+        the n with the highest mean logprob of sampled tokens, best first.
+
+        Raises ValueError for an empty prompt, one longer than the model's context, one that can't
+        fit the pool, and a prefix that breaks the grammar or is complete.
         """
-        if n < 1:
-            raise ValueError(f"n = {n}: expected at least 1")
-        if isinstance(prompts, str):
-            raise ValueError("prompts is one text: expected a list of prompts")
-        grammar = self._grammar(mode)
-        occurrences: Counter[int] = Counter()
-        groups = []
-        for index, prompt in enumerate(prompts):
-            ids = self._prompt_ids(prompt, index)
-            digest = hash_ids(ids)
-            seed = mix(params.seed, digest, occurrences[digest])
-            occurrences[digest] += 1
-            responses = [Response(ids, params, grammar, mix(seed, i)) for i in range(n)]
-            groups.append((Prompt(ids), responses))
-        return self._decode(groups)
+        if best_of is not None and best_of < n:
+            raise ValueError(f"best_of = {best_of}: expected at least n = {n}")
+        requests = self._requests(prompts, params, best_of or n, mode, prefix)
+        trajectories = self._run(requests)
+        if best_of is None:
+            return trajectories
+        groups = [trajectories[i : i + best_of] for i in range(0, len(trajectories), best_of)]
+        return [t for group in groups for t in sorted(group, key=_mean_logprob)[: -n - 1 : -1]]
+
+    def stream(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        n: int = 1,
+        mode: Mode = "parallel",
+        prefix: Prefix | Sequence[Prefix | None] | None = None,
+    ) -> Iterator[Event]:
+        """The responses of `generate` as they come about, event by event; `Finish` holds each
+        trajectory. Closing the iterator cancels what has not ended and frees everything. Bad
+        arguments raise at once; other calls may run between two events."""
+        requests = self._requests(prompts, params, n, mode, prefix, listen=True)
+        return self._stream(requests)
+
+    def submit(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        n: int = 1,
+        mode: Mode = "parallel",
+        prefix: Prefix | Sequence[Prefix | None] | None = None,
+    ) -> list[Request]:
+        """Queue the responses of `generate` for `step`; each ends with a `trajectory`."""
+        requests = self._requests(prompts, params, n, mode, prefix, listen=True)
+        self.scheduler.submit(requests)
+        return requests
+
+    @property
+    def busy(self) -> bool:
+        """There is something left to decode."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def step(self) -> list[Event]:
+        """Decode one step; what happened in it, for requests of `submit` and `stream`.
+
+        An exception drops everything in flight (each request's `error` tells) and leaves the pool
+        empty; its notes name the response it came from.
+        """
+        begin = time.perf_counter()
+        try:
+            with self._evaluating(), torch.inference_mode():
+                self._step()
+            self._rest()
+        except BaseException as error:
+            self._abort(error)
+            raise
+        self.stats.seconds += time.perf_counter() - begin
+        events = self._events.copy()
+        self._events.clear()
+        for event in events:
+            if event.call in self._streams:
+                self._streams[event.call].append(event)
+        return events
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """Take requests out and free what they hold. Their `trajectory` is what there was of
+        them, with the finish reason `cancelled`; None if they had no token yet."""
+        for request in requests:
+            if request.trajectory is None and request.error is None:
+                if request.response.root.sampled:
+                    request.trajectory = record(request.response)
+                request.error = InterruptedError("the request was cancelled")
+                self.scheduler.finish(request)
+        self._rest()
 
     def replay(self, trajectory: Trajectory, mode: Mode) -> Trajectory:
         """Decode the tokens of a trajectory again, step by step, in either mode.
@@ -117,17 +176,18 @@ class TorchEngine:
 
     def replay_all(self, trajectories: Sequence[Trajectory], mode: Mode) -> list[Trajectory]:
         """`replay` of several trajectories in one batch."""
-        groups = []
-        for trajectory in trajectories:
+        requests, call = [], self._call(listen=False)
+        for index, trajectory in enumerate(trajectories):
             params = SamplingParams(max_tokens=trajectory.work, temperature=trajectory.temperature)
             limits = replace(
                 self.config, max_branches=trajectory.max_branches, max_depth=trajectory.max_depth
             )
             grammar = replace(self._grammar(mode), config=limits)
             forced = self._forced(trajectory, mode)
-            response = Response(trajectory.prompt_ids, params, grammar, 0, forced)
-            groups.append((Prompt(trajectory.prompt_ids), [response]))
-        replayed = self._decode(groups)
+            ids = trajectory.prompt_ids
+            response = Response(ids, params, grammar, 0, call, index, forced)
+            requests.append(Request(Prompt(ids), response))
+        replayed = self._run(requests)
         for again, trajectory in zip(replayed, trajectories, strict=True):
             if again.completion_ids != trajectory.completion_ids:
                 raise ValueError(
@@ -137,19 +197,57 @@ class TorchEngine:
             again.finish_reason, again.violation = trajectory.finish_reason, trajectory.violation
         return replayed
 
+    def weights_changed(self) -> None:
+        """Forget all KV. Responses in flight go on with the new weights, their KV recomputed."""
+        self.scheduler.forget()
+
     def _forced(self, trajectory: Trajectory, mode: Mode) -> dict[BranchPath, list[int]]:
         """What a replay writes in each branch."""
         ids = trajectory.completion_ids
         if mode == "sequential":
             return {(): ids}
-        if trajectory.mode == "parallel":
-            return _forced_tokens(trajectory.layout, ids, trajectory.sampled)
-        every, tags = trajectory.prompt_ids + ids, TagIds.from_tokenizer(self.tokenizer)
-        structure = layout(every, tags, len(trajectory.prompt_ids))
-        return _forced_tokens(structure, ids, sampled_tokens(every, structure, self.tokenizer))
+        every = trajectory.prompt_ids + ids
+        structure = trajectory.layout
+        if trajectory.mode == "sequential":
+            tags = TagIds.from_tokenizer(self.tokenizer)
+            structure = layout(every, tags, len(trajectory.prompt_ids))
+        return by_branch(structure, ids, sampled_tokens(every, structure, self.tokenizer))
 
-    def weights_changed(self) -> None:
-        """Nothing to do: no KV outlives a call."""
+    def _call(self, listen: bool) -> Call:
+        self._calls += 1
+        events = self._events if listen else None
+        return Call(self._calls, self.stats.steps, time.perf_counter(), events)
+
+    def _requests(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        n: int,
+        mode: Mode,
+        prefix: Prefix | Sequence[Prefix | None] | None,
+        listen: bool = False,
+    ) -> list[Request]:
+        if n < 1:
+            raise ValueError(f"n = {n}: expected at least 1")
+        if isinstance(prompts, str):
+            raise ValueError("prompts is one text: expected a list of prompts")
+        params = _one_each(params, SamplingParams, len(prompts), "params")
+        prefixes = _one_each(prefix, Mapping | None, len(prompts), "prefix")
+        grammar, call = self._grammar(mode), self._call(listen)
+        occurrences: Counter[int] = Counter()
+        requests = []
+        for index, (prompt, own, start) in enumerate(zip(prompts, params, prefixes, strict=True)):
+            ids = self._prompt_ids(prompt, index)
+            digest = hash_ids(ids)
+            seed = mix(own.seed, digest, occurrences[digest])
+            occurrences[digest] += 1
+            shared = Prompt(ids)
+            for i in range(n):
+                response = Response(ids, own, grammar, mix(seed, i), call, len(requests))
+                if start:
+                    response.restore(start)
+                requests.append(Request(shared, response))
+        return requests
 
     def _grammar(self, mode: Mode) -> Grammar:
         if mode not in ("parallel", "sequential"):
@@ -174,85 +272,138 @@ class TorchEngine:
             raise ValueError(f"prompt {index}: token id {outside[0]} is outside 0..{size - 1}")
         return ids
 
-    def _decode(self, groups: Sequence[tuple[Prompt, list[Response]]]) -> list[Trajectory]:
-        """Run all responses to their end. The pool is empty afterwards, also after an exception."""
-        scheduler = Scheduler(self.kv, self.config.max_running)
-        begin, was_training = time.perf_counter(), self.model.training
-        self.model.eval()
+    def _run(self, requests: Sequence[Request]) -> list[Trajectory]:
+        """Step until these requests have ended; whatever happens, they leave nothing behind."""
+        self.scheduler.submit(requests)
         try:
-            for prompt, responses in groups:
-                scheduler.submit(prompt, responses)
-            step = 0
-            with torch.inference_mode():
-                while scheduler.running or scheduler.waiting:
-                    self._step(scheduler, step)
-                    step += 1
+            with self._evaluating():
+                while any(request.trajectory is None for request in requests):
+                    self.step()
         finally:
-            scheduler.abort()
-            self.model.train(was_training)
-        trajectories = [r.trajectory() for _, responses in groups for r in responses]
-        self.stats.seconds += time.perf_counter() - begin
-        self.stats.responses += len(trajectories)
-        self.stats.preemptions += scheduler.preemptions
-        self.stats.recomputed += scheduler.recomputed
-        self.stats.completed += sum(t.work for t in trajectories)
-        return trajectories
+            self.cancel(requests)
+        return [request.trajectory for request in requests]
 
-    def _step(self, scheduler: Scheduler, step: int) -> None:
-        rows, begun = scheduler.plan()
-        if not rows and not begun:
-            raise RuntimeError("the scheduler makes no progress")
+    def _stream(self, requests: Sequence[Request]) -> Iterator[Event]:
+        number = requests[0].response.call.number
+        inbox = self._streams[number] = deque()
+        try:
+            self.scheduler.submit(requests)
+            while inbox or any(request.trajectory is None for request in requests):
+                lost = next((r.error for r in requests if r.error is not None), None)
+                if lost is not None:
+                    raise RuntimeError("another call's step failed, and this one with it") from lost
+                if not inbox:
+                    self.step()
+                while inbox:
+                    yield inbox.popleft()
+        finally:
+            del self._streams[number]
+            self.cancel(requests)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The model in evaluation mode, as it was afterwards."""
+        was_training = self.model.training
+        if was_training:
+            self.model.eval()
+        try:
+            yield
+        finally:
+            if was_training:
+                self.model.train()
+
+    def _rest(self) -> None:
+        """With nothing left to decode, keep no KV but that of a persistent prefix."""
+        if not self.busy and (self.scheduler.fills or not self.config.persistent_prefix):
+            self.scheduler.forget()
+
+    def _abort(self, error: BaseException) -> None:
+        """End everything in flight, also what a broken step left halfway."""
+        for request in (*self.scheduler.running, *self.scheduler.waiting):
+            request.error = error
+        self.kv.reset()
+        self.scheduler = Scheduler(self.kv, self.config, self.stats)
+        self._events.clear()
+
+    def _step(self) -> None:
+        rows = self.scheduler.plan()
+        turns: list[tuple[Request, Branch]] = []
         logits = self._forward(rows) if rows else None
-        owners = [row.owner for row in rows if row.owner is not None]
-        turns = [owner for owner in owners if not isinstance(owner, Prompt)]
-        if len(turns) < len(owners):
-            for owner, values in zip(owners, logits, strict=True):
-                if isinstance(owner, Prompt):
-                    owner.logits = values
-            logits = logits[[i for i, o in enumerate(owners) if not isinstance(o, Prompt)]]
+        if rows:
+            owners = [row.owner for row in rows if row.owner is not None]
+            decoded = [i for i, owner in enumerate(owners) if not isinstance(owner, Prompt)]
+            if len(decoded) < len(owners):
+                for owner, values in zip(owners, logits, strict=True):
+                    if isinstance(owner, Prompt):
+                        self.scheduler.filled(owner, values)
+                logits = logits[decoded]
+            turns = [owners[i] for i in decoded]
+        begun = self.scheduler.beginners()
         if begun:
-            firsts = torch.stack([job.prompt.logits for job in begun])
+            firsts = torch.stack([request.prompt.logits for request in begun])
             logits = torch.cat([logits, firsts]) if turns else firsts
-            turns += [(job.response, job.response.root) for job in begun]
-        tokens = _sample_turns(logits, turns)
+            turns += [(request, request.response.root) for request in begun]
+        if not rows and not turns:
+            raise RuntimeError("the scheduler makes no progress")
         self.stats.peak_slots = max(self.stats.peak_slots, self.kv.num_used)
-        accepted: dict[Response, list[tuple[Branch, int, float, float]]] = {}
-        for (response, branch), token in zip(turns, tokens, strict=True):
-            accepted.setdefault(response, []).append((branch, *token))
-        for job in list(scheduler.running):
-            job.response.accept(accepted[job.response], step)
-            if job.response.finish_reason:
-                scheduler.finish(job)
+        self._accept(turns, _sample_turns(logits, turns) if turns else [])
         self.stats.steps += 1
 
-    def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
+    def _accept(
+        self, turns: Sequence[tuple[Request, Branch]], tokens: Sequence[tuple[int, float, float]]
+    ) -> None:
+        """Hand every response its tokens; take out those that have ended."""
+        accepted: dict[Request, list[tuple[Branch, int, float, float]]] = {}
+        for (request, branch), token in zip(turns, tokens, strict=True):
+            accepted.setdefault(request, []).append((branch, *token))
+        for request, own in accepted.items():
+            response = request.response
+            with _naming(response):
+                response.accept(own, self.stats.steps - response.call.first_step)
+                if not response.finish_reason:
+                    continue
+                request.trajectory = record(response)
+            self.scheduler.finish(request)
+            self.stats.responses += 1
+            self.stats.completed += request.trajectory.work
+            response.emit(Finish, response.root, request.trajectory)
+
+    def _forward(self, rows: Sequence[Row]) -> torch.Tensor | None:
         """One model call over the rows' new tokens; float [rows with an owner, V] logits."""
         by_length: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
             by_length.setdefault(len(row.ids), []).append(i)
-        ids: list[int] = []
-        positions, writes, groups, last = [], [], [], [0] * len(rows)
-        device = self.model.device
+        groups, order = [], []
+        start = 0
         for new, members in by_length.items():
-            groups.append(_group(len(ids), [rows[i] for i in members], new, device))
-            for i in members:
-                row = rows[i]
-                ids += row.ids
-                positions.append(row.positions)
-                writes.append(row.slots[-new:])
-                last[i] = len(ids) - 1
-        write_slots = torch.from_numpy(np.concatenate(writes)).to(device)
+            groups.append(_group(start, new, [rows[i] for i in members]))
+            order += members
+            start += new * len(members)
+        ordered = [rows[i] for i in order]
+        ids = list(chain.from_iterable(row.ids for row in ordered))
+        positions = list(chain.from_iterable(row.positions for row in ordered))
+        ends = np.cumsum([len(row.ids) for row in ordered])
+        last = dict(zip(order, (ends - 1).tolist(), strict=True))
         wanted = [last[i] for i, row in enumerate(rows) if row.owner is not None]
+        device = self.model.device
+        write_slots = np.concatenate([_new_slots(group, self.kv.tables) for group in groups])
+        kv_step = KVStep(
+            self.kv.keys,
+            self.kv.values,
+            self.kv.tables,
+            torch.from_numpy(write_slots).to(device),
+            groups,
+        )
         self.stats.forwarded += len(ids)
-        kv_step = KVStep(self.kv.keys, self.kv.values, write_slots, groups)
         output = self.model(
             input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.from_numpy(np.concatenate(positions))[None].to(device),
+            position_ids=torch.tensor([positions], device=device),
             # A 4-D mask is passed through unread; without one, transformers would build an n x n
             # mask (and take branch positions for packed sequences).
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
             use_cache=False,
-            logits_to_keep=torch.tensor(wanted, device=device),
+            # Only these tokens go through the output matrix; one, unread, where none is wanted.
+            logits_to_keep=torch.tensor(wanted or [0], device=device),
             npr_step=kv_step,
         )
         if kv_step.layers_done != len(self.kv.keys):
@@ -260,43 +411,74 @@ class TorchEngine:
                 f"{self.model.config.model_type} is not supported: {kv_step.layers_done} of its "
                 f"{len(self.kv.keys)} layers pass keyword arguments on to their attention"
             )
-        return output.logits[0]
+        return output.logits[0] if wanted else None
 
 
-def _group(start: int, rows: Sequence[Row], new: int, device: torch.device) -> RowGroup:
-    """Rows with the same number of new tokens as one padded batch."""
-    lengths = np.array([len(row.slots) for row in rows])
-    slots = np.zeros((len(rows), lengths.max()), np.int64)
-    for i, row in enumerate(rows):
-        slots[i, : len(row.slots)] = row.slots
-    # new token s of row r sees all of the context, and the new tokens up to itself
-    visible = (lengths[:, None] - new) + np.arange(1, new + 1)
-    mask = np.arange(slots.shape[1]) < visible[..., None]
-    for i, row in enumerate(rows):
-        for level in () if row.hidden is None else row.hidden:
-            keys = np.arange(slots.shape[1]) - (lengths[i] - new)
-            mask[i] &= (keys < level[:, :1]) | (keys >= level[:, 1:])
-    return RowGroup(start, torch.from_numpy(slots).to(device), torch.from_numpy(mask).to(device))
+def _group(start: int, new: int, rows: Sequence[Row]) -> RowGroup:
+    """Rows of `new` tokens each, which begin at token `start` of the step."""
+    return RowGroup(
+        start,
+        new,
+        np.array([row.row for row in rows]),
+        np.array([row.length for row in rows]),
+        {r: (row.start, row.hidden) for r, row in enumerate(rows) if row.hidden is not None},
+    )
+
+
+def _new_slots(group: RowGroup, tables: np.ndarray) -> np.ndarray:
+    """int64 [R * S], where the KV of a group's new tokens goes."""
+    last = group.lengths[:, None] - group.new + np.arange(group.new)
+    return tables[group.rows[:, None], last].reshape(-1)
 
 
 def _sample_turns(
-    logits: torch.Tensor, turns: Sequence[tuple[Response, Branch]]
+    logits: torch.Tensor, turns: Sequence[tuple[Request, Branch]]
 ) -> list[tuple[int, float, float]]:
     """(token, logprob, behaviour logprob) for every branch whose turn it is."""
+    finite = logits.amax(dim=-1).isfinite()
+    if not finite.all():
+        with _naming(turns[int(finite.logical_not().nonzero()[0])][0].response):
+            raise FloatingPointError("the model's logits are not finite: its weights have diverged")
     uniform = uniforms([b.key for _, b in turns], [len(b.sampled) for _, b in turns])
-    forced = [response.forced_token(branch) for response, branch in turns]
+    forced: list[int | None] = []
     alike: dict[tuple[float, ...], list[int]] = {}
-    for i, (response, _) in enumerate(turns):
-        alike.setdefault(response.params.distribution, []).append(i)
+    for i, (request, branch) in enumerate(turns):
+        with _naming(request.response):
+            forced.append(request.response.forced_token(branch))
+        alike.setdefault(request.response.distribution, []).append(i)
     tokens: list[tuple[int, float, float]] = [(0, 0.0, 0.0)] * len(turns)
     for rows in alike.values():
-        params = turns[rows[0]][0].params
+        params = turns[rows[0]][0].response.params
         seen = [turns[i][1].sampled if turns[i][1].path else [] for i in rows]
         own = logits if len(rows) == len(turns) else logits[rows]
         drawn = sample(own, uniform[rows], params, seen, [forced[i] for i in rows])
         for i, token in zip(rows, zip(*drawn, strict=True), strict=True):
             tokens[i] = token
     return tokens
+
+
+@contextmanager
+def _naming(response: Response) -> Iterator[None]:
+    """Say in the notes of an exception which response it came from."""
+    try:
+        yield
+    except Exception as error:
+        prompt = response.grammar.tokenizer.decode(response.prompt_ids[:40])
+        error.add_note(f"while decoding response {response.index} of its call, to {prompt!r}")
+        raise
+
+
+def _one_each(values: object, kind: object, count: int, name: str) -> Sequence[object]:
+    """One value for all prompts, or a sequence with one for each, as a sequence."""
+    if isinstance(values, kind):
+        return [values] * count
+    if len(values) != count:
+        raise ValueError(f"{len(values)} {name} for {count} prompts")
+    return values
+
+
+def _mean_logprob(trajectory: Trajectory) -> float:
+    return float(np.nanmean(trajectory.logprobs))
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -306,11 +488,11 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     return frozenset(i for i in ids if i is not None)
 
 
-def _forced_tokens(
+def by_branch(
     source: Layout, ids: Sequence[int], sampled: Sequence[bool]
 ) -> dict[BranchPath, list[int]]:
-    """The sampled tokens of every branch, keyed as the engine numbers branches: blocks counted
-    within their parent instead of over the whole response."""
+    """The sampled tokens of every branch, keyed as the engine numbers branches (`Prefix`): blocks
+    counted within their parent instead of over the whole response."""
     ordinals: dict[int, int] = {}
     seen: Counter[BranchPath] = Counter()
     forced: dict[BranchPath, list[int]] = {}
