@@ -17,6 +17,7 @@ NPR Workbench: train small models that reason in parallel branches, and look at 
   python -m npr_lib run --profile tiny        the same again: goes on where it stopped
   python -m npr_lib run --profile tiny --run wide -p npr.grpo.max_steps=60
   python -m npr_lib explore tiny              JupyterLab on the rollouts of that run
+  python -m npr_lib bench                     the engine against transformers, on this machine
 """
 
 
@@ -28,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=__version__)
+    top.set_defaults(resume="the same command goes on from here")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser(
@@ -63,7 +65,37 @@ def parser() -> argparse.ArgumentParser:
     explore.add_argument("run", metavar="RUN", help="name or folder of a run")
     explore.add_argument("--html", metavar="FILE", type=Path, help="write one page instead")
     explore.set_defaults(command=_explore)
+    _add_bench(commands)
     return top
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure the engine against its peers",
+        description="Time the engine and transformers on the same random weights, in turns, and "
+        "write OUT/bench.json and OUT/bench.html. In full it takes more than an hour on two cores, "
+        "which should do nothing else.",
+    )
+    bench.add_argument(
+        "--models",
+        metavar="A,B",
+        help="of tiny, llama25m, llama135m, qwen3-1.7b [the first two on a CPU, else the others]",
+    )
+    bench.add_argument(
+        "--only",
+        dest="parts",
+        metavar="PART",
+        nargs="+",
+        choices=("decoding", "throughput", "slots", "layout", "marginal"),
+        help="parts to measure, of %(choices)s [all]",
+    )
+    bench.add_argument("--quick", action="store_true", help="the smallest sizes, for a look")
+    bench.add_argument("--pairs", metavar="N", type=int, help="paired runs [5; 2 if quick]")
+    bench.add_argument("--device", choices=("cpu", "cuda"), help="[cuda where there is one]")
+    bench.add_argument("--dtype", choices=("float32", "bfloat16"), help="[bfloat16 on cuda]")
+    bench.add_argument("--out", metavar="FOLDER", type=Path, help="[reports/bench]")
+    bench.set_defaults(command=_bench, resume="what was measured so far is in OUT/bench.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"interrupted; {options.resume}", file=sys.stderr)
         return 130
     return 0
 
@@ -102,6 +134,22 @@ def _explore(options: argparse.Namespace) -> None:
         os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(notebook)])
     pipeline.explore(run_dir, options.html)
     print(_shown(options.html))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from npr_lib import bench
+
+    models = options.models.split(",") if options.models else None
+    page = bench.run(
+        models,
+        options.parts,
+        options.device,
+        options.dtype,
+        options.quick,
+        options.pairs,
+        options.out or bench.OUT,
+    )
+    print(_shown(page))
 
 
 def _shown(path: Path) -> str:

@@ -12,7 +12,7 @@ own. Two integers a token and a level of nesting are the whole mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -143,26 +143,30 @@ def layout(token_ids: Sequence[int], tags: TagIds, prompt_len: int = 0) -> Layou
     as many steps as plans not given, or an end inside a block.
     """
     names = {getattr(tags, name): name for name in TagIds.__slots__}
-    n = len(token_ids)
+    ids = np.asarray(token_ids, np.int64)
+    n = len(ids)
     position_ids = np.arange(n)
     levels: list[np.ndarray] = []
     stack: list[_Frame] = []
     segments = [Segment("prompt", (), 0, prompt_len)] if prompt_len else []
     blocks = 0
     position = prompt_len - 1
-    for i in range(prompt_len, n):
-        tag = names.get(token_ids[i])
+    # Work per tag, not per token: the tokens up to the next tag all lie where the first one does.
+    tag_indices = np.flatnonzero(np.isin(ids[prompt_len:], tags.ids)) + prompt_len
+    for start, end in _pieces(tag_indices.tolist(), prompt_len, n):
+        tag = names.get(int(ids[start]))
         position += 1
         if tag == "guideline" and (not stack or stack[-1].state == "step"):
             stack.append(_Frame(blocks))
             blocks += 1
         elif tag is not None:
             if not stack:
-                raise LayoutError(i, f"{tag} outside a block")
-            position = _advance(stack[-1], tag, i, position)
+                raise LayoutError(start, f"{tag} outside a block")
+            position = _advance(stack[-1], tag, start, position)
         elif stack and stack[-1].state in ("fork", "between"):
-            raise LayoutError(i, "a token between two steps belongs to no branch")
-        position_ids[i] = position
+            raise LayoutError(start, "a token between two steps belongs to no branch")
+        position_ids[start:end] = np.arange(position, position + end - start)
+        position += end - start - 1
         path = []
         for depth, frame in enumerate(stack):
             if frame.state == "step" or (frame is stack[-1] and tag == "step_end"):
@@ -170,14 +174,25 @@ def layout(token_ids: Sequence[int], tags: TagIds, prompt_len: int = 0) -> Layou
                 if depth == len(levels):
                     levels.append(np.zeros((n, 2), np.int32))
                 if frame.own_step > frame.first_step:
-                    levels[depth][i] = frame.first_step, frame.own_step
-        extend_segments(segments, _kind(stack, path), tuple(path), i + 1)
+                    levels[depth][start:end] = frame.first_step, frame.own_step
+        extend_segments(segments, _kind(stack, path), tuple(path), end)
         if stack and stack[-1].state == "closed":
             stack.pop()
     if stack:
         raise LayoutError(n, f"ends inside a block ({stack[-1].state})")
     hidden = np.stack(levels) if levels else np.zeros((0, n, 2), np.int32)
     return Layout(position_ids, hidden, prompt_len, segments)
+
+
+def _pieces(tags: Sequence[int], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """start..end cut into single tags (at the indices `tags`) and the runs between them."""
+    for index in tags:
+        if index > start:
+            yield start, index
+        yield index, index + 1
+        start = index + 1
+    if end > start:
+        yield start, end
 
 
 def _kind(stack: Sequence[_Frame], path: Sequence[tuple[int, int]]) -> str:

@@ -78,7 +78,6 @@ class Branch:
     blocks: int = 0
     ended: bool = False
     sampled: list[int] = field(default_factory=list)  # its own choices, in order, prefix included
-    given: int = 0  # how many of them a prefix held
     # for the scheduler: KV of all but the `pending` tokens exists; `joining` awaits table.join
     pending: list[int] = field(default_factory=list)
     joining: list[Branch] = field(default_factory=list)
@@ -150,6 +149,7 @@ class Response:
         self.finish_reason: FinishReason | None = None
         self.violation: str | None = None
         self.forwarded = 0  # completion tokens that have KV
+        self.surplus = 0  # tokens of a prefix ahead of its frontier: a budget may yet cut them off
         self._leaves = [self.root]  # all branches that can take a token
         self._counts: list[int] = []  # completion tokens at each position after the prompt
         self._total = 0
@@ -215,8 +215,6 @@ class Response:
             tokens = [(b, int(prefix[b.path][len(b.sampled)]), _NAN, _NAN) for b in turn]
             self.accept(tokens, 0, sampled=False)
             left -= len(turn)
-            for branch in turn:
-                branch.given = len(branch.sampled)
         if self.finish_reason:
             raise ValueError(f"prefix: it already ends ({self.violation or self.finish_reason})")
         if left:
@@ -224,6 +222,10 @@ class Response:
                 f"prefix: {left} tokens are of branches that end before or never begin"
             )
         self.suspend()
+
+    def cancel(self) -> None:
+        """End now, with the tokens up to the frontier."""
+        self._finish("cancelled", self.turn[0].position)
 
     def emit(self, kind: type[Event], branch: Branch, *fields: object) -> None:
         """Tell whoever listens."""
@@ -244,7 +246,7 @@ class Response:
             branch.joining = []
             if branch.ended or branch.children:
                 branch.pending = []
-            elif branch.pending:
+            elif branch.sampled:
                 del branch.pending[:-1]
         self.flush = []
         self.forwarded = 0
@@ -289,7 +291,8 @@ class Response:
     def _stopped(self, branch: Branch) -> bool:
         """Whether the branch's last token completes a stop string."""
         longest = max(map(len, self.params.stop))
-        own = branch.sampled[branch.given :][-4 * longest :]  # a character has at most 4 bytes
+        run = branch.items[-1].tokens[-4 * longest :]  # a character has at most 4 bytes
+        own = [token for token, _, _, sampled, _ in run if sampled]
         text = self.grammar.tokenizer.decode(own)
         before = self.grammar.tokenizer.decode(own[:-1])
         return any(text.count(stop) > before.count(stop) for stop in self.params.stop)

@@ -21,8 +21,16 @@ def trajectory(response: Response) -> Trajectory:
     every = response.prompt_ids + ids
     parallel = grammar.mode == "parallel"
     layout = flat.layout() if parallel else causal_layout(len(every), prompt_len)
-    reading = (grammar.tokenizer, grammar.tags, grammar.eos_ids)
-    text, spelled = decode_with_tags(ids, *reading)
+    texts: list[str] = []
+    spelled: list[int] = []
+    length = 0
+    for segment in layout.segments:
+        if segment.kind != "prompt":
+            own = every[segment.start : segment.end]
+            text, marks = decode_with_tags(own, grammar.tokenizer, grammar.tags, grammar.eos_ids)
+            texts.append(text)
+            spelled += [length + mark for mark in marks]
+            length += len(text)
     return Trajectory(
         prompt_ids=response.prompt_ids,
         completion_ids=ids,
@@ -32,16 +40,12 @@ def trajectory(response: Response) -> Trajectory:
         decode_steps=steps,
         layout=layout,
         finish_reason=response.finish_reason or "cancelled",
-        text=text,
-        segment_texts=[
-            decode_with_tags(every[s.start : s.end], *reading)[0]
-            for s in layout.segments
-            if s.kind != "prompt"
-        ],
+        text="".join(texts),
+        segment_texts=texts,
         mode=grammar.mode,
         violation=response.violation,
         temperature=response.params.temperature,
-        spelled=spelled,
+        spelled=tuple(spelled),
         max_branches=grammar.config.max_branches,
         max_depth=grammar.config.max_depth,
     )

@@ -107,17 +107,22 @@ class Scheduler:
         self.running: list[Request] = []
         self.fills: deque[Fill] = deque()  # in order of admission
 
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Queue the requests of one call. ValueError, queueing none, if one could never fit."""
+    def check(self, requests: Sequence[Request]) -> None:
+        """ValueError if one could never fit the pool."""
         for request in requests:
-            prompt, params = request.prompt, request.response.params
-            need = len(prompt.ids) + params.max_tokens
+            prompt, response = request.prompt, request.response
+            need = len(prompt.ids) + response.params.max_tokens + response.surplus
             if need > self.pool.num_slots:
+                ahead = f" (and {response.surplus} of the prefix)" if response.surplus else ""
                 raise ValueError(
                     f"a prompt of {len(prompt.ids)} tokens and max_tokens = "
-                    f"{params.max_tokens} need {need} slots, the pool has "
+                    f"{response.params.max_tokens}{ahead} need {need} slots, the pool has "
                     f"{self.pool.num_slots}: raise EngineConfig.num_slots or lower max_tokens"
                 )
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue the requests of one call; ValueError, queueing none, if one could never fit."""
+        self.check(requests)
         for request in requests:
             request.prompt.unfinished += 1
         self.waiting.extend(requests)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -110,6 +110,7 @@ class TorchEngine:
         trajectory. Closing the iterator cancels what has not ended and frees everything. Bad
         arguments raise at once; other calls may run between two events."""
         requests = self._requests(prompts, params, n, mode, prefix, listen=True)
+        self.scheduler.check(requests)
         return self._stream(requests)
 
     def submit(
@@ -123,6 +124,7 @@ class TorchEngine:
         """Queue the responses of `generate` for `step`; each ends with a `trajectory`."""
         requests = self._requests(prompts, params, n, mode, prefix, listen=True)
         self.scheduler.submit(requests)
+        self._listen(requests)
         return requests
 
     @property
@@ -136,6 +138,8 @@ class TorchEngine:
         An exception drops everything in flight (each request's `error` tells) and leaves the pool
         empty; its notes name the response it came from.
         """
+        if not self.busy:
+            return []
         begin = time.perf_counter()
         try:
             with self._evaluating(), torch.inference_mode():
@@ -158,6 +162,7 @@ class TorchEngine:
         for request in requests:
             if request.trajectory is None and request.error is None:
                 if request.response.root.sampled:
+                    request.response.cancel()
                     request.trajectory = record(request.response)
                 request.error = InterruptedError("the request was cancelled")
                 self.scheduler.finish(request)
@@ -215,8 +220,14 @@ class TorchEngine:
 
     def _call(self, listen: bool) -> Call:
         self._calls += 1
-        events = self._events if listen else None
-        return Call(self._calls, self.stats.steps, time.perf_counter(), events)
+        return Call(self._calls, self.stats.steps, time.perf_counter(), [] if listen else None)
+
+    def _listen(self, requests: Sequence[Request]) -> None:
+        """From now on a call tells what happens in the engine's list; what it told so far, the
+        tokens of prefixes, comes first."""
+        for call in {request.response.call for request in requests}:
+            self._events += call.events
+            call.events = self._events
 
     def _requests(
         self,
@@ -245,6 +256,7 @@ class TorchEngine:
             for i in range(n):
                 response = Response(ids, own, grammar, mix(seed, i), call, len(requests))
                 if start:
+                    self._check_ids(chain.from_iterable(start.values()), f"prefix {index}")
                     response.restore(start)
                 requests.append(Request(shared, response))
         return requests
@@ -266,11 +278,14 @@ class TorchEngine:
             raise ValueError(
                 f"prompt {index} has {len(ids)} tokens, the model's context is {self.context}"
             )
-        size = self.model.get_input_embeddings().num_embeddings
-        outside = [i for i in ids if not 0 <= i < size]
-        if outside:
-            raise ValueError(f"prompt {index}: token id {outside[0]} is outside 0..{size - 1}")
+        self._check_ids(ids, f"prompt {index}")
         return ids
+
+    def _check_ids(self, ids: Iterable[int], where: str) -> None:
+        size = self.model.get_input_embeddings().num_embeddings
+        outside = next((i for i in ids if not 0 <= i < size), None)
+        if outside is not None:
+            raise ValueError(f"{where}: token id {outside} is outside 0..{size - 1}")
 
     def _run(self, requests: Sequence[Request]) -> list[Trajectory]:
         """Step until these requests have ended; whatever happens, they leave nothing behind."""
@@ -284,10 +299,13 @@ class TorchEngine:
         return [request.trajectory for request in requests]
 
     def _stream(self, requests: Sequence[Request]) -> Iterator[Event]:
-        number = requests[0].response.call.number
-        inbox = self._streams[number] = deque()
+        if not requests:
+            return
+        call = requests[0].response.call
+        inbox = self._streams[call.number] = deque(call.events)
+        call.events = self._events
+        self.scheduler.submit(requests)
         try:
-            self.scheduler.submit(requests)
             while inbox or any(request.trajectory is None for request in requests):
                 lost = next((r.error for r in requests if r.error is not None), None)
                 if lost is not None:
@@ -297,7 +315,7 @@ class TorchEngine:
                 while inbox:
                     yield inbox.popleft()
         finally:
-            del self._streams[number]
+            del self._streams[call.number]
             self.cancel(requests)
 
     @contextmanager

@@ -4,11 +4,13 @@
     graph, timeline, mask, positions, tokens, html       of one trajectory
     curves                                               of a training log
     ladder, paired, speed, lengths, branches, table      of evaluated checkpoints
+    benchmark                                            of the engine against its peers
 
 Figures carry their data and fetch nothing; whoever writes them to HTML chooses where plotly's
 script lies.
 """
 
+from npr_lib.viz.bench import benchmark
 from npr_lib.viz.comparison import ladder, paired, speed
 from npr_lib.viz.distribution import branches, lengths
 from npr_lib.viz.fork_join import graph
@@ -19,6 +21,7 @@ from npr_lib.viz.token_level import mask, positions, tokens
 from npr_lib.viz.training import curves
 
 __all__ = [
+    "benchmark",
     "branches",
     "curves",
     "graph",
