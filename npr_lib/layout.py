@@ -12,6 +12,7 @@ own. Two integers a token and a level of nesting are the whole mask.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -255,6 +256,27 @@ def sampled_tokens(
         for t in range(segment.start, end):
             sampled[t - layout.prompt_len] = False
     return sampled
+
+
+def by_branch(
+    layout: Layout, completion_ids: Sequence[int], chosen: Sequence[bool]
+) -> dict[BranchPath, list[int]]:
+    """The chosen tokens of every branch, keyed by its path with blocks counted within their parent
+    instead of over the whole response: what a replay or a prefix gives the engine."""
+    ordinals: dict[int, int] = {}
+    seen: Counter[BranchPath] = Counter()
+    tokens: dict[BranchPath, list[int]] = {}
+    for segment in layout.segments:
+        path: BranchPath = ()
+        for block, branch in segment.path:
+            if block not in ordinals:
+                ordinals[block] = seen[path]
+                seen[path] += 1
+            path = (*path, (ordinals[block], branch))
+        if segment.kind != "prompt":
+            own = range(segment.start - layout.prompt_len, segment.end - layout.prompt_len)
+            tokens.setdefault(path, []).extend(completion_ids[t] for t in own if chosen[t])
+    return tokens
 
 
 def dense_mask(layout: Layout, device: torch.device | str = "cpu") -> torch.Tensor:

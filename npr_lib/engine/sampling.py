@@ -1,7 +1,11 @@
-"""Sampling with counter-based randomness: one uniform a token, from what the token *is*.
+"""Sampling with counter-based randomness: every random number is a hash of what it is for.
 
-u = hash(request seed, sample index, branch path, index in the branch), then inverse CDF in
-float64. Nothing depends on which rows happen to share a batch or in which order they came.
+A token is drawn by two exponential races (Gumbel-max), first among groups of 256 tokens by their
+mass, then among the tokens of the winning group, with noise hashed from (request seed, sample
+index, branch path, index in the branch; group or token). Nothing depends on which rows happen to
+share a batch. A race is decided otherwise only where the top two lie as close as the logits'
+rounding error; inverse CDF, which needs one number a token, has a boundary at every token of the
+vocabulary and flips hundreds of times as often (3 in 1,000 tokens of a 49k vocabulary).
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from npr_lib.engine.api import SamplingParams
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_GROUP = 256  # tokens that race among themselves
 
 
 def mix(*words: int) -> int:
@@ -35,16 +40,18 @@ def hash_ids(token_ids: Sequence[int]) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def uniforms(keys: Sequence[int], counters: Sequence[int]) -> np.ndarray:
-    """float64 [R] in [0, 1): row r is a function of (keys[r], counters[r]) alone."""
-    state = np.asarray(keys, np.uint64)
-    for word in (np.asarray(counters, np.uint64), np.uint64(0)):
-        with np.errstate(over="ignore"):
+def gumbels(keys: Sequence[int], counters: Sequence[int], words: np.ndarray) -> np.ndarray:
+    """Standard Gumbel noise, float64 [R, W]: entry (r, w) is a function of (keys[r], counters[r],
+    words[r, w]) alone. words: integers [R, W] or [1, W]."""
+    state = np.asarray(keys, np.uint64)[:, None]
+    with np.errstate(over="ignore"):
+        for word in (np.asarray(counters, np.uint64)[:, None], words.astype(np.uint64)):
             state = (state ^ word) + np.uint64(_GOLDEN)
             state = (state ^ state >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
             state = (state ^ state >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
             state = state ^ state >> np.uint64(31)
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    uniform = ((state >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # never 0 or 1
+    return -np.log(-np.log(uniform))
 
 
 def penalize(logits: torch.Tensor, seen: Sequence[Sequence[int]], penalty: float) -> torch.Tensor:
@@ -74,45 +81,61 @@ def truncate(probs: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
 
 def sample(
     logits: torch.Tensor,
-    uniform: np.ndarray,
+    keys: Sequence[int],
+    counters: Sequence[int],
     params: SamplingParams,
     seen: Sequence[Sequence[int]] = (),
     forced: Sequence[int | None] = (),
 ) -> tuple[list[int], list[float], list[float]]:
     """Choose one token a row.
 
-    logits [R, V] raw; uniform float64 [R]; seen[r]: ids the branch penalty applies to; forced[r]:
-    the token to score instead of sampling (None: sample).
+    logits [R, V] raw; keys, counters [R]: what the row's noise is hashed from; seen[r]: ids the
+    branch penalty applies to; forced[r]: the token to score instead of sampling (None: sample).
     Returns ids, logprobs (log_softmax(raw / T), T = 0 read as 1) and behaviour logprobs (of the
     distribution sampled from; 0 for greedy).
     """
-    raw = logits.double()
-    if not raw.amax(dim=-1).isfinite().all():
-        raise FloatingPointError("the model's logits are not finite: its weights have diverged")
-    logprobs = torch.log_softmax(raw / (params.temperature or 1.0), dim=-1)
-    penalized = raw
+    raw = logits if logits.dtype == torch.float64 else logits.float()
+    plain = scores = raw / (params.temperature or 1.0)
     if params.branch_penalty != 1 and any(seen):
-        penalized = penalize(raw, seen, params.branch_penalty)
-    if params.temperature == 0:
-        ids = best = penalized.argmax(-1)
-    else:
-        probs = torch.softmax(penalized / params.temperature, dim=-1)
-        if params.top_p < 1 or params.top_k:
-            probs = truncate(probs, params.top_p, params.top_k)
-        cdf = probs.cumsum(-1)
-        total = cdf[:, -1:].clone()
-        point = torch.from_numpy(uniform).to(cdf.device)[:, None] * total
-        # The second bound keeps u * total rounded up to the total from passing the last token
-        # that has any probability.
-        ids = torch.minimum(
-            torch.searchsorted(cdf, point, right=True), torch.searchsorted(cdf, total)
-        )[:, 0]
+        scores = penalize(raw, seen, params.branch_penalty) / (params.temperature or 1.0)
+    if params.temperature > 0 and (params.top_p < 1 or params.top_k):
+        scores = truncate(scores.softmax(-1), params.top_p, params.top_k).log()
+    groups = _grouped(scores)
+    mass = groups.logsumexp(-1)
+    greedy = params.temperature == 0
+    ids = best = scores.argmax(-1) if greedy else _race(groups, mass, keys, counters)
     if any(token is not None for token in forced):
         pairs = zip(ids.tolist(), forced, strict=True)
         ids = torch.tensor([own if token is None else token for own, token in pairs]).to(raw.device)
-    if params.temperature == 0:
+    total = mass.logsumexp(-1)
+    logprobs = plain.gather(-1, ids[:, None])[:, 0] - (
+        total if scores is plain else plain.logsumexp(-1)
+    )
+    if greedy:
         behaviour = torch.where(ids == best, 0.0, -torch.inf)
     else:
-        behaviour = (probs.gather(-1, ids[:, None]) / total).log()[:, 0]
-    chosen = logprobs.gather(-1, ids[:, None])[:, 0]
-    return ids.tolist(), chosen.tolist(), behaviour.tolist()
+        behaviour = scores.gather(-1, ids[:, None])[:, 0] - total
+    return ids.tolist(), logprobs.tolist(), behaviour.tolist()
+
+
+def _grouped(scores: torch.Tensor) -> torch.Tensor:
+    """[R, V] -> [R, V / 256 rounded up, 256], padded with -inf."""
+    rows, vocabulary = scores.shape
+    missing = -vocabulary % _GROUP
+    if missing:
+        scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
+    return scores.view(rows, -1, _GROUP)
+
+
+def _race(
+    groups: torch.Tensor, mass: torch.Tensor, keys: Sequence[int], counters: Sequence[int]
+) -> torch.Tensor:
+    """int64 [R], the winners: a token's chance is its share of exp(scores)."""
+    device, count = groups.device, groups.shape[1]
+    noise = gumbels(keys, counters, np.arange(count)[None])
+    group = (mass + torch.from_numpy(noise).to(device)).argmax(-1)
+    tokens = group[:, None] * _GROUP + torch.arange(_GROUP, device=device)
+    noise = gumbels(keys, counters, count + tokens.cpu().numpy())
+    members = groups[torch.arange(len(groups), device=device), group]
+    winner = (members + torch.from_numpy(noise).to(device)).argmax(-1)
+    return group * _GROUP + winner

@@ -27,9 +27,9 @@ from npr_lib.engine.attention import KVStep, RowGroup, use_npr_attention
 from npr_lib.engine.branch import Branch, Call, Grammar, Response
 from npr_lib.engine.kv import KVPool
 from npr_lib.engine.record import trajectory as record
-from npr_lib.engine.sampling import hash_ids, mix, sample, uniforms
+from npr_lib.engine.sampling import hash_ids, mix, sample
 from npr_lib.engine.scheduler import Prompt, Request, Row, Scheduler
-from npr_lib.layout import BranchPath, Layout, layout, sampled_tokens
+from npr_lib.layout import BranchPath, by_branch, layout, sampled_tokens
 from npr_lib.schema import TAGS
 from npr_lib.tokenizer import TagIds, encode
 from npr_lib.trajectory import Mode, Trajectory
@@ -457,7 +457,8 @@ def _sample_turns(
     if not finite.all():
         with _naming(turns[int(finite.logical_not().nonzero()[0])][0].response):
             raise FloatingPointError("the model's logits are not finite: its weights have diverged")
-    uniform = uniforms([b.key for _, b in turns], [len(b.sampled) for _, b in turns])
+    keys = [branch.key for _, branch in turns]
+    counters = [len(branch.sampled) for _, branch in turns]
     forced: list[int | None] = []
     alike: dict[tuple[float, ...], list[int]] = {}
     for i, (request, branch) in enumerate(turns):
@@ -469,7 +470,8 @@ def _sample_turns(
         params = turns[rows[0]][0].response.params
         seen = [turns[i][1].sampled if turns[i][1].path else [] for i in rows]
         own = logits if len(rows) == len(turns) else logits[rows]
-        drawn = sample(own, uniform[rows], params, seen, [forced[i] for i in rows])
+        noise = [keys[i] for i in rows], [counters[i] for i in rows]
+        drawn = sample(own, *noise, params, seen, [forced[i] for i in rows])
         for i, token in zip(rows, zip(*drawn, strict=True), strict=True):
             tokens[i] = token
     return tokens
@@ -504,25 +506,3 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
     return frozenset(i for i in ids if i is not None)
-
-
-def by_branch(
-    source: Layout, ids: Sequence[int], sampled: Sequence[bool]
-) -> dict[BranchPath, list[int]]:
-    """The sampled tokens of every branch, keyed as the engine numbers branches (`Prefix`): blocks
-    counted within their parent instead of over the whole response."""
-    ordinals: dict[int, int] = {}
-    seen: Counter[BranchPath] = Counter()
-    forced: dict[BranchPath, list[int]] = {}
-    for segment in source.segments:
-        path: BranchPath = ()
-        for block, branch in segment.path:
-            if block not in ordinals:
-                ordinals[block] = seen[path]
-                seen[path] += 1
-            path = (*path, (ordinals[block], branch))
-        if segment.kind != "prompt":
-            start, end = segment.start - source.prompt_len, segment.end - source.prompt_len
-            chosen = [i for i, own in zip(ids[start:end], sampled[start:end], strict=True) if own]
-            forced.setdefault(path, []).extend(chosen)
-    return forced
