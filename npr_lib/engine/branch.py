@@ -185,13 +185,13 @@ class Response:
             return self._finish("length", limit)
         grown = len(tokens) == len(self._leaves)  # every branch by a plain token: same turn again
         for branch, token, *_ in tokens:
-            if token in self._acts:
+            if self.params.stop and sampled and self._stopped(branch):
+                self._finish("stop_string", position)
+            elif token in self._acts:
                 grown = False
                 self._interpret(branch, token, step)
             elif branch.state == "plan":
                 branch.plans[-1].append(token)
-            if self.params.stop and sampled and not self.finish_reason and self._stopped(branch):
-                self._finish("stop_string", position)
             if self.finish_reason:
                 return None
         if not grown:
@@ -221,6 +221,7 @@ class Response:
             raise ValueError(
                 f"prefix: {left} tokens are of branches that end before or never begin"
             )
+        self.surplus = sum(self._counts[self.turn[0].position + 1 - len(self.prompt_ids) :])
         self.suspend()
 
     def cancel(self) -> None:

@@ -97,12 +97,27 @@ class PrefixTree:
         while count > 0 and leaves:
             node = heapq.heappop(leaves)[-1]
             parent = node.parent
-            del parent.children[node.ids[0]]
-            self.pool.num_cached -= len(node.ids)
-            self.pool.release(node.segment)
+            self._remove(node)
             count -= len(node.ids)
             if parent.parent is not None and not parent.children and not parent.locks:
                 heapq.heappush(leaves, (parent.used, id(parent), parent))
+
+    def truncate(self, ids: Sequence[int], length: int) -> None:
+        """Forget what follows the first `length` tokens of `ids`; nothing of it may be in use."""
+        node = self._locate(ids[:length])
+        known = sum(len(n.ids) for n in node.path())
+        if known == length < len(ids) and ids[length] in node.children:
+            stack = [node.children[ids[length]]]
+            while stack:
+                child = stack.pop()
+                stack += child.children.values()
+                self._remove(child)
+
+    def _remove(self, node: Node) -> None:
+        assert not node.locks, "a prefix in use can't be removed"
+        del node.parent.children[node.ids[0]]
+        self.pool.num_cached -= len(node.ids)
+        self.pool.release(node.segment)
 
     def _nodes(self) -> Iterator[Node]:
         stack = list(self.root.children.values())

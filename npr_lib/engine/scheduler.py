@@ -142,7 +142,8 @@ class Scheduler:
             while self.waiting and len(self.running) < self.max_running:
                 if not self._fits(self.waiting[0]):
                     break
-                self._start(self.waiting.popleft())
+                self._start(self.waiting[0])
+                self.waiting.popleft()
         return self._fill_rows(self.max_step_tokens - used) + rows
 
     def beginners(self) -> list[Request]:
@@ -167,6 +168,14 @@ class Scheduler:
         # A prompt that is being prefilled stays until `filled`: others may build on its prefix.
         if not request.prompt.unfinished and request.prompt.logits is not None:
             self._drop(request.prompt)
+
+    def drop_fills(self) -> None:
+        """With nothing running or waiting: give up what is still being prefilled."""
+        for fill in self.fills:
+            self._drop(fill.prompt)
+        for fill in self.fills:
+            self.tree.truncate(fill.prompt.ids[:-1], fill.start + fill.done)
+        self.fills.clear()
 
     def forget(self) -> None:
         """Drop all KV there is; running responses are preempted."""

@@ -332,8 +332,10 @@ class TorchEngine:
 
     def _rest(self) -> None:
         """With nothing left to decode, keep no KV but that of a persistent prefix."""
-        if not self.busy and (self.scheduler.fills or not self.config.persistent_prefix):
-            self.scheduler.forget()
+        if not self.busy:
+            self.scheduler.drop_fills()
+            if not self.config.persistent_prefix:
+                self.scheduler.forget()
 
     def _abort(self, error: BaseException) -> None:
         """End everything in flight, also what a broken step left halfway."""
