@@ -132,9 +132,9 @@ class Scheduler:
         self.pool.recycle_rows()
         rows: list[Row] = []
         used = 0
-        if self._make_room():
-            for request in self.running:
-                count = _next_tokens(request.response)
+        needs = self._make_room()
+        if needs is not None:
+            for request, count in zip(self.running, needs, strict=True):
                 if not count or not request.ready or (used and used + count > self.max_step_tokens):
                     continue
                 used += count
@@ -187,19 +187,19 @@ class Scheduler:
             self._drop(prompt)
         self.tree.evict(self.pool.num_slots)
 
-    def _make_room(self) -> bool:
-        """Preempt the youngest until the next tokens of the others fit; False if nothing can be
-        decoded before a prefill that is under way has ended."""
+    def _make_room(self) -> list[int] | None:
+        """Preempt the youngest until the next tokens of the others fit. How many each needs; None
+        if nothing can be decoded before a prefill that is under way has ended."""
         needs = [_next_tokens(request.response) for request in self.running]
         total = sum(needs)
         while total > self.pool.num_free:
             if self._drop_idle_prompt():
                 continue
             if len(self.running) == 1:
-                return False
+                return None
             total -= needs.pop()
             self._preempt()
-        return True
+        return needs
 
     def _preempt(self) -> None:
         request = self.running.pop()

@@ -23,12 +23,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npr_lib.engine.api import EngineConfig, EngineStats, Event, Finish, Prefix, SamplingParams
-from npr_lib.engine.attention import KVStep, RowGroup, use_npr_attention
+from npr_lib.engine.attention import use_npr_attention
 from npr_lib.engine.branch import Branch, Call, Grammar, Response
+from npr_lib.engine.forward import choose, forward, naming
 from npr_lib.engine.kv import KVPool
 from npr_lib.engine.record import trajectory as record
-from npr_lib.engine.sampling import hash_ids, mix, sample
-from npr_lib.engine.scheduler import Prompt, Request, Row, Scheduler
+from npr_lib.engine.sampling import hash_ids, mix
+from npr_lib.engine.scheduler import Prompt, Request, Scheduler
 from npr_lib.layout import BranchPath, by_branch, layout, sampled_tokens
 from npr_lib.schema import TAGS
 from npr_lib.tokenizer import TagIds, encode
@@ -347,8 +348,9 @@ class TorchEngine:
 
     def _step(self) -> None:
         rows = self.scheduler.plan()
+        self.stats.forwarded += sum(len(row.ids) for row in rows)
         turns: list[tuple[Request, Branch]] = []
-        logits = self._forward(rows) if rows else None
+        logits = forward(self.model, self.kv, rows) if rows else None
         if rows:
             owners = [row.owner for row in rows if row.owner is not None]
             decoded = [i for i, owner in enumerate(owners) if not isinstance(owner, Prompt)]
@@ -366,7 +368,7 @@ class TorchEngine:
         if not rows and not turns:
             raise RuntimeError("the scheduler makes no progress")
         self.stats.peak_slots = max(self.stats.peak_slots, self.kv.num_used)
-        self._accept(turns, _sample_turns(logits, turns) if turns else [])
+        self._accept(turns, choose(logits, turns) if turns else [])
         self.stats.steps += 1
 
     def _accept(
@@ -378,7 +380,7 @@ class TorchEngine:
             accepted.setdefault(request, []).append((branch, *token))
         for request, own in accepted.items():
             response = request.response
-            with _naming(response):
+            with naming(response):
                 response.accept(own, self.stats.steps - response.call.first_step)
                 if not response.finish_reason:
                     continue
@@ -387,107 +389,6 @@ class TorchEngine:
             self.stats.responses += 1
             self.stats.completed += request.trajectory.work
             response.emit(Finish, response.root, request.trajectory)
-
-    def _forward(self, rows: Sequence[Row]) -> torch.Tensor | None:
-        """One model call over the rows' new tokens; float [rows with an owner, V] logits."""
-        by_length: dict[int, list[int]] = {}
-        for i, row in enumerate(rows):
-            by_length.setdefault(len(row.ids), []).append(i)
-        groups, order = [], []
-        start = 0
-        for new, members in by_length.items():
-            groups.append(_group(start, new, [rows[i] for i in members]))
-            order += members
-            start += new * len(members)
-        ordered = [rows[i] for i in order]
-        ids = list(chain.from_iterable(row.ids for row in ordered))
-        positions = list(chain.from_iterable(row.positions for row in ordered))
-        ends = np.cumsum([len(row.ids) for row in ordered])
-        last = dict(zip(order, (ends - 1).tolist(), strict=True))
-        wanted = [last[i] for i, row in enumerate(rows) if row.owner is not None]
-        device = self.model.device
-        write_slots = np.concatenate([_new_slots(group, self.kv.tables) for group in groups])
-        kv_step = KVStep(
-            self.kv.keys,
-            self.kv.values,
-            self.kv.tables,
-            torch.from_numpy(write_slots).to(device),
-            groups,
-        )
-        self.stats.forwarded += len(ids)
-        output = self.model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            # A 4-D mask is passed through unread; without one, transformers would build an n x n
-            # mask (and take branch positions for packed sequences).
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            use_cache=False,
-            # Only these tokens go through the output matrix; one, unread, where none is wanted.
-            logits_to_keep=torch.tensor(wanted or [0], device=device),
-            npr_step=kv_step,
-        )
-        if kv_step.layers_done != len(self.kv.keys):
-            raise ValueError(
-                f"{self.model.config.model_type} is not supported: {kv_step.layers_done} of its "
-                f"{len(self.kv.keys)} layers pass keyword arguments on to their attention"
-            )
-        return output.logits[0] if wanted else None
-
-
-def _group(start: int, new: int, rows: Sequence[Row]) -> RowGroup:
-    """Rows of `new` tokens each, which begin at token `start` of the step."""
-    return RowGroup(
-        start,
-        new,
-        np.array([row.row for row in rows]),
-        np.array([row.length for row in rows]),
-        {r: (row.start, row.hidden) for r, row in enumerate(rows) if row.hidden is not None},
-    )
-
-
-def _new_slots(group: RowGroup, tables: np.ndarray) -> np.ndarray:
-    """int64 [R * S], where the KV of a group's new tokens goes."""
-    last = group.lengths[:, None] - group.new + np.arange(group.new)
-    return tables[group.rows[:, None], last].reshape(-1)
-
-
-def _sample_turns(
-    logits: torch.Tensor, turns: Sequence[tuple[Request, Branch]]
-) -> list[tuple[int, float, float]]:
-    """(token, logprob, behaviour logprob) for every branch whose turn it is."""
-    finite = logits.amax(dim=-1).isfinite()
-    if not finite.all():
-        with _naming(turns[int(finite.logical_not().nonzero()[0])][0].response):
-            raise FloatingPointError("the model's logits are not finite: its weights have diverged")
-    keys = [branch.key for _, branch in turns]
-    counters = [len(branch.sampled) for _, branch in turns]
-    forced: list[int | None] = []
-    alike: dict[tuple[float, ...], list[int]] = {}
-    for i, (request, branch) in enumerate(turns):
-        with _naming(request.response):
-            forced.append(request.response.forced_token(branch))
-        alike.setdefault(request.response.distribution, []).append(i)
-    tokens: list[tuple[int, float, float]] = [(0, 0.0, 0.0)] * len(turns)
-    for rows in alike.values():
-        params = turns[rows[0]][0].response.params
-        seen = [turns[i][1].sampled if turns[i][1].path else [] for i in rows]
-        own = logits if len(rows) == len(turns) else logits[rows]
-        noise = [keys[i] for i in rows], [counters[i] for i in rows]
-        drawn = sample(own, *noise, params, seen, [forced[i] for i in rows])
-        for i, token in zip(rows, zip(*drawn, strict=True), strict=True):
-            tokens[i] = token
-    return tokens
-
-
-@contextmanager
-def _naming(response: Response) -> Iterator[None]:
-    """Say in the notes of an exception which response it came from."""
-    try:
-        yield
-    except Exception as error:
-        prompt = response.grammar.tokenizer.decode(response.prompt_ids[:40])
-        error.add_note(f"while decoding response {response.index} of its call, to {prompt!r}")
-        raise
 
 
 def _one_each(values: object, kind: object, count: int, name: str) -> Sequence[object]:
