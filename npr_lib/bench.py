@@ -151,7 +151,7 @@ def run(
     if pairs is not None and pairs < 1:
         raise WorkbenchError(f"--pairs {pairs}: expected at least 1")
     sizes = QUICK if quick else FULL
-    sizes = replace(sizes, pairs=pairs or sizes.pairs)
+    sizes = replace(sizes, pairs=pairs or sizes.pairs, turns=pairs or sizes.turns)
     parts = parts or tuple(TABLES)
     result: dict[str, Any] = {
         "machine": machine(device, dtype),

@@ -73,7 +73,8 @@ def decoding(subject: Subject, sizes: Sizes) -> Iterator[Row]:
     one of k rows. `overhead` is a k-branch decode step over that forward of k rows.
     """
     for length in sizes.lengths:
-        for branches in sizes.branches:
+        middle = length == sizes.lengths[len(sizes.lengths) // 2]
+        for branches in sizes.branches + (sizes.wide if middle else ()):
             yield _decode(subject, sizes, branches, length)
 
 
@@ -124,11 +125,11 @@ def throughput(subject: Subject, sizes: Sizes) -> Iterator[Row]:
         draw = random.Random(responses)
         lengths = [draw.randint(PROMPT - 8, PROMPT + 8) for _ in range(responses)]
         prompts = [words(n, subject.tokenizer, draw) for n in lengths]
-        yield _throughput(subject, sizes.pairs, prompts, new_tokens)
+        yield _throughput(subject, sizes.turns, prompts, new_tokens)
 
 
 def _throughput(
-    subject: Subject, pairs: int, prompts: Sequence[Sequence[int]], new_tokens: int
+    subject: Subject, turns: int, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> Row:
     device = subject.model.device
     engine = engine_for(subject, sum(map(len, prompts)) + len(prompts) * new_tokens)
@@ -156,7 +157,7 @@ def _throughput(
         }
         take_turns(arms, 1)
         check_equal_work(made, len(prompts), new_tokens)
-        taken = take_turns(arms, pairs)
+        taken = take_turns(arms, turns)
     tokens = len(prompts) * new_tokens
     pair = zip(made["engine"], made["generate"], strict=True)
     same = sum(a == b for x, y in pair for a, b in zip(x, y, strict=True))

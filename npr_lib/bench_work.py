@@ -23,8 +23,10 @@ class Sizes:
     """What is measured. Lengths are in tokens; `in_flight` pairs responses with new tokens each."""
 
     pairs: int  # paired runs
+    turns: int  # the same for throughput, where one takes minutes
     bare_calls: int  # forwards that make one timing of the bare model
     branches: tuple[int, ...]
+    wide: tuple[int, ...]  # more branches, at the middle length only
     lengths: tuple[int, ...]  # of a branch, tags and label included
     in_flight: tuple[tuple[int, int], ...]
     samples: tuple[int, ...]  # of one prompt
@@ -37,10 +39,12 @@ class Sizes:
 
 FULL = Sizes(
     pairs=5,
+    turns=3,
     bare_calls=20,
-    branches=(1, 2, 3, 4, 5, 8, 16),
+    branches=(1, 2, 3, 4, 5),
+    wide=(8, 16),
     lengths=(32, 128, 512),
-    in_flight=((1, 128), (8, 64), (64, 64), (256, 32)),
+    in_flight=((1, 128), (8, 128), (64, 128), (256, 64)),
     samples=(4, 16, 64),
     layouts=tuple(2**i for i in (10, 12, 14, 15, 16, 17)),
     more_branches=(1, 2, 4, 8),
@@ -50,8 +54,10 @@ FULL = Sizes(
 )
 QUICK = Sizes(
     pairs=2,
+    turns=2,
     bare_calls=3,
     branches=(1, 3),
+    wide=(),
     lengths=(24,),
     in_flight=((1, 8), (4, 8)),
     samples=(3,),
