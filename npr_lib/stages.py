@@ -172,8 +172,8 @@ def fingerprint(
 
 
 def source_digest(package: Path = PACKAGE) -> str:
-    """sha256 of every Python file of `npr_lib`."""
-    return _digest_files(sorted(package.rglob("*.py")), package)
+    """sha256 of every source file of `npr_lib`."""
+    return _digest_files(sorted([*package.rglob("*.py"), *package.rglob("*.c")]), package)
 
 
 def notebook_digest(path: Path) -> str:

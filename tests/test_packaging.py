@@ -78,7 +78,7 @@ def test_what_is_imported_is_declared():
 
 def test_profiles_and_types_are_package_data():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert tool["package-data"]["npr_lib"] == ["profiles/*.yaml", "py.typed"]
+    assert tool["package-data"]["npr_lib"] == ["engine/*.c", "profiles/*.yaml", "py.typed"]
     assert {"tiny", "smoke"} <= set(profile.names())
     assert (ROOT / "npr_lib" / "py.typed").exists()
 
