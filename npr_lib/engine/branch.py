@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from npr_lib.engine.api import (
     BranchEnd,
     EngineConfig,
+    EngineStats,
     Event,
     Fork,
     Join,
@@ -111,13 +112,21 @@ class Branch:
 @dataclass(slots=True, eq=False)
 class Call:
     """One call of the engine: its number, when it began, and where to tell what happens in it
-    (None: nobody listens). step: the present one, counted from `first_step`."""
+    (None: nobody listens)."""
 
     number: int
-    first_step: int
-    since: float  # time.perf_counter()
+    stats: EngineStats
     events: list[Event] | None
-    step: int = 0
+    first_step: int = 0
+    since: float = 0.0  # time.perf_counter()
+
+    def __post_init__(self) -> None:
+        self.first_step, self.since = self.stats.steps, time.perf_counter()
+
+    @property
+    def step(self) -> int:
+        """The engine's present step, counted from the call's first."""
+        return self.stats.steps - self.first_step
 
 
 class Response:
@@ -173,7 +182,6 @@ class Response:
     ) -> None:
         """Give every branch of the frontier its token (id, logprob, behaviour logprob) and act on
         what they mean: fork, join, end."""
-        self.call.step = step
         for branch, token, logprob, behaviour in tokens:
             if branch.state == "text" and self._names.get(token) == "guideline":
                 branch.kind = "guideline"
@@ -291,9 +299,12 @@ class Response:
 
     def _stopped(self, branch: Branch) -> bool:
         """Whether the branch's last token completes a stop string."""
-        longest = max(map(len, self.params.stop))
-        run = branch.items[-1].tokens[-4 * longest :]  # a character has at most 4 bytes
-        own = [token for token, _, _, sampled, _ in run if sampled]
+        most = 4 * max(map(len, self.params.stop))  # a character has at most 4 bytes
+        own: list[int] = []
+        for run in reversed(branch.items):
+            if isinstance(run, list) or len(own) >= most:
+                break  # the text before a block is another text
+            own = [token for token, _, _, sampled, _ in run.tokens[-most:] if sampled] + own
         text = self.grammar.tokenizer.decode(own)
         before = self.grammar.tokenizer.decode(own[:-1])
         return any(text.count(stop) > before.count(stop) for stop in self.params.stop)

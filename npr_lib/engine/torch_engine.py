@@ -221,7 +221,7 @@ class TorchEngine:
 
     def _call(self, listen: bool) -> Call:
         self._calls += 1
-        return Call(self._calls, self.stats.steps, time.perf_counter(), [] if listen else None)
+        return Call(self._calls, self.stats, [] if listen else None)
 
     def _listen(self, requests: Sequence[Request]) -> None:
         """From now on a call tells what happens in the engine's list; what it told so far, the
@@ -381,7 +381,7 @@ class TorchEngine:
         for request, own in accepted.items():
             response = request.response
             with naming(response):
-                response.accept(own, self.stats.steps - response.call.first_step)
+                response.accept(own, response.call.step)
                 if not response.finish_reason:
                     continue
                 request.trajectory = record(response)
