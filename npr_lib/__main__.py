@@ -64,6 +64,12 @@ def parser() -> argparse.ArgumentParser:
     explore = commands.add_parser("explore", help="look at the responses of a run")
     explore.add_argument("run", metavar="RUN", help="name or folder of a run")
     explore.add_argument("--html", metavar="FILE", type=Path, help="write one page instead")
+    explore.add_argument(
+        "--where",
+        metavar="ROWS",
+        default="",
+        help="only some responses, such as \"stage == 'npr' and accuracy == 0\"",
+    )
     explore.set_defaults(command=_explore)
     _add_bench(commands)
     return top
@@ -130,9 +136,9 @@ def _explore(options: argparse.Namespace) -> None:
 
     run_dir = pipeline.find_run(options.run)
     if options.html is None:
-        notebook = pipeline.explorer(run_dir)
+        notebook = pipeline.explorer(run_dir, options.where)
         os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(notebook)])
-    pipeline.explore(run_dir, options.html)
+    pipeline.explore(run_dir, options.html, options.where)
     print(_shown(options.html))
 
 

@@ -145,30 +145,28 @@ def report(run_dir: Path) -> Path:
     return report_html.write_index(run_dir)
 
 
-def explorer(run_dir: Path, notebooks: Path = NOTEBOOKS) -> Path:
+def explorer(run_dir: Path, where: str = "", notebooks: Path = NOTEBOOKS) -> Path:
     """Put a copy of the explorer notebook, set to this run, into the run; returns its path."""
     target = run_dir / "notebooks" / "explore.ipynb"
-    parameters = {"profile": str((run_dir / "profile.yaml").resolve())}
+    parameters = {"profile": str((run_dir / "profile.yaml").resolve()), "where": where}
     parameters["run_dir"] = str(run_dir.resolve())
     prepare(notebooks / EXPLORER, target, parameters)
     return target
 
 
-def explore(run_dir: Path, target: Path, notebooks: Path = NOTEBOOKS) -> None:
-    """Execute the explorer notebook on a run and write it as one page that needs no other file.
+def explore(run_dir: Path, target: Path, where: str = "") -> None:
+    """Write the explorer of a run's evaluation as one page that needs no other file.
 
     Raises:
-        StageError: the notebook failed.
+        WorkbenchError: the run has no evaluation, or `where` chooses nothing.
     """
+    from npr_lib import report as run_report  # imports transformers, which no other command needs
+    from npr_lib.viz import page
+
+    frame = run_report.read_responses(run_dir, where=where)
     target.parent.mkdir(parents=True, exist_ok=True)
-    executed = run_dir / "notebooks" / "explore.ipynb"
-    parameters = {
-        "profile": _relative(run_dir / "profile.yaml", REPOSITORY),
-        "run_dir": _relative(run_dir, REPOSITORY),
-    }
-    with kernel(run_dir / ".jupyter"):
-        execute(notebooks / EXPLORER, executed, parameters, REPOSITORY, "the explorer")
-    report_html.write_notebook(executed, target, inline_script=True)
+    tokenizer = run_report.read_tokenizer(run_dir)
+    target.write_text(page(frame, tokenizer, run_dir.resolve().name), encoding="utf-8")
 
 
 def _bring_up_to_date(job: Job, stage: Stage, title: str, forced: bool) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from npr_lib import WorkbenchError
 from npr_lib.manifest import write_json
 from npr_lib.metrics import Estimate, efficiency, paired_difference
 from npr_lib.stages import LADDER
@@ -66,6 +68,45 @@ def read_evaluations(run_dir: Path, names: Sequence[str] = LADDER) -> dict[str, 
     """The paper's name of each checkpoint -> its evaluation rollouts, in the ladder's order."""
     folder = Path(run_dir) / "rollouts"
     return {NAMES[name]: read_rollouts(folder / f"eval_{name}.parquet") for name in names}
+
+
+def read_responses(
+    run_dir: Path, pattern: str = "rollouts/eval_*.parquet", where: str = ""
+) -> pd.DataFrame:
+    """Rollouts of every file that matches, in the ladder's order; the file names a missing stage.
+
+    Args:
+        pattern: files in the run's folder.
+        where: which rows, in the language of `DataFrame.query`; empty: all.
+
+    Raises:
+        WorkbenchError: no such file, or `where` can't be read or leaves no row.
+    """
+    order = {f"eval_{name}": i for i, name in enumerate(LADDER)}
+    paths = sorted(Path(run_dir).glob(pattern), key=lambda p: (order.get(p.stem, 99), p.name))
+    if not paths:
+        raise WorkbenchError(f"no file {pattern} in {run_dir}")
+    frames = [read_rollouts(path) for path in paths]
+    named = [
+        frame if "stage" in frame else frame.assign(stage=path.stem)
+        for frame, path in zip(frames, paths, strict=True)
+    ]
+    frame = pd.concat(named, ignore_index=True)
+    try:
+        frame = frame.query(where) if where else frame
+    except (KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
+        raise WorkbenchError(f"{where!r} does not choose rows: {error}") from error
+    if frame.empty:
+        raise WorkbenchError(f"no response in {pattern}" + (f" where {where}" if where else ""))
+    return frame
+
+
+def read_tokenizer(run_dir: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of the run's last checkpoint; those before know no token that it does not."""
+    made = [name for name in LADDER if (Path(run_dir) / name / "tokenizer_config.json").exists()]
+    if not made:
+        raise WorkbenchError(f"no checkpoint in {run_dir}")
+    return AutoTokenizer.from_pretrained(Path(run_dir) / made[-1])
 
 
 def sampled(frame: pd.DataFrame) -> pd.DataFrame:

@@ -27,6 +27,8 @@ from npr_lib.progress import duration
 from npr_lib.stages import PACKAGE
 
 FIGURE = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+EXPLORE = "explore.html"
 SCRIPT = "plotly.min.js"
 INTERVAL = re.compile(r"<td>([^<\[]+) (\[[^\]<]*\])</td>")
 # By default plotly offers a button that uploads the figure's data.
@@ -115,28 +117,20 @@ class Formulas(IPythonRenderer):
         return convert(body.strip())
 
 
-def write_notebook(notebook: Path, target: Path, inline_script: bool = False) -> None:
-    """Turn an executed notebook into a page.
-
-    Args:
-        notebook: the executed .ipynb.
-        target: the .html to write; plotly's script is put beside it once.
-        inline_script: put plotly's script into the page, for a page on its own (+ 5 MB).
-    """
+def write_notebook(notebook: Path, target: Path) -> None:
+    """Turn an executed notebook of a run into a page, and put plotly's script beside it once."""
     content = nbformat.read(notebook, as_version=4)
     figures = _draw_figures(content)
+    _link_explorer(content)
     body, _ = Page().from_notebook_node(content)
     for folder in (sys.prefix, str(PACKAGE.parent)):  # in warnings; a page may be published
         body = body.replace(f"{folder}/", "")
     script = ""
-    if figures and inline_script:
-        script = f"<script>{_plotly_script().read_text(encoding='utf-8')}</script>"
-    elif figures:
+    if figures:
         copy_script(target.parent)
         script = f'<script src="{SCRIPT}"></script>'
-    links = "" if inline_script else '<a href="../index.html">index</a>'
-    title = notebook.stem
-    target.write_text(page(title, body, head=script, links=links), encoding="utf-8")
+    links = '<a href="../index.html">index</a>'
+    target.write_text(page(notebook.stem, body, head=script, links=links), encoding="utf-8")
 
 
 def page(title: str, body: str, head: str = "", links: str = "") -> str:
@@ -176,6 +170,16 @@ def _draw_figures(notebook: nbformat.NotebookNode) -> int:
     return count
 
 
+def _link_explorer(notebook: nbformat.NotebookNode) -> None:
+    """A widget needs its kernel: in its place the explorer's page, which the run has as a file."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if WIDGET in output.get("data", {}):
+                link = f'<p><a href="../{EXPLORE}">The explorer, as a page of its own</a></p>'
+                output["data"] = {"text/html": link}
+
+
 def _figure(figure: dict, name: str) -> str:
     """A place of the figure's height, and the call that draws it there."""
     height = figure.get("layout", {}).get("height", 450)
@@ -194,6 +198,8 @@ def write_index(run_dir: Path) -> Path:
     """Write `index.html` of a run: headline table, notebooks with durations, the manifest."""
     run = record.read(run_dir)
     parts = [f"<h1>Run {html.escape(run['run'])}</h1>", _summary(run), _headline(run_dir)]
+    if (run_dir / EXPLORE).exists():
+        parts.append(f'<p><a href="{EXPLORE}">Explore the responses</a> one by one.</p>')
     parts += ["<h2>Stages</h2>", _stages(run, run_dir), "<h2>Manifest</h2>", _facts(run)]
     files = [("profile.yaml", "the profile, overrides applied"), ("manifest.json", "the manifest")]
     files += [(path.relative_to(run_dir).as_posix(), "") for path in _metrics(run_dir)]

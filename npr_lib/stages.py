@@ -78,7 +78,7 @@ STAGES = (
         sections=(*TASK, "engine", "evaluation"),
         outputs=("speed.json", "metrics/parallelism.json"),
     ),
-    Stage("20_explore", inputs=("npr", "rollouts/eval_npr.parquet")),
+    Stage("20_explore", inputs=("npr", *EVALUATIONS), outputs=("explore.html",)),
     Stage(
         "90_report",
         inputs=(*LADDER, *EVALUATIONS, "speed.json"),
@@ -173,7 +173,8 @@ def fingerprint(
 
 def source_digest(package: Path = PACKAGE) -> str:
     """sha256 of every source file of `npr_lib`."""
-    return _digest_files(sorted([*package.rglob("*.py"), *package.rglob("*.c")]), package)
+    kinds = {".py", ".c", ".js", ".css"}
+    return _digest_files(sorted(f for f in package.rglob("*") if f.suffix in kinds), package)
 
 
 def notebook_digest(path: Path) -> str:

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from pages import is_local, sources
 
-from npr_lib import pipeline, report_html, stages
+from npr_lib import WorkbenchError, pipeline, report_html, stages
 
 FOLDER = stages.REPOSITORY / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -146,8 +146,14 @@ def test_smoke_run_is_not_run_again(smoke):
 
 def test_smoke_run_can_be_explored(smoke, tmp_path):
     _, run_dir, _ = smoke
-    pipeline.explore(run_dir, tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    assert page.count("Timeline:") >= 3 and 'src="plotly' not in page
-    prepared = nbformat.read(pipeline.explorer(run_dir), as_version=4)
-    assert any(str(run_dir) in cell.source for cell in prepared.cells)
+    target = tmp_path / "new" / "page.html"
+    pipeline.explore(run_dir, target, where="stage == 'npr'")
+    page, whole = target.read_text(), (run_dir / "explore.html").read_text()
+    assert all(map(is_local, sources(page))) and len(page) < len(whole)
+    assert 'href="explore.html"' in (run_dir / "index.html").read_text()
+    assert 'href="../explore.html"' in (run_dir / "html" / "20_explore.html").read_text()
+    for where, message in (("stage == 'x'", "no response"), ("stge == 1", "stge"), ("a b", "a b")):
+        with pytest.raises(WorkbenchError, match=message):
+            pipeline.explore(run_dir, target, where)
+    prepared = nbformat.read(pipeline.explorer(run_dir, "valid"), as_version=4)
+    assert any(str(run_dir) in c.source and 'where = "valid"' in c.source for c in prepared.cells)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tomllib
 
+import browser
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -78,7 +80,8 @@ def test_what_is_imported_is_declared():
 
 def test_profiles_and_types_are_package_data():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert tool["package-data"]["npr_lib"] == ["engine/*.c", "profiles/*.yaml", "py.typed"]
+    expected = ["engine/*.c", "profiles/*.yaml", "py.typed", "viz/frontend/*"]
+    assert tool["package-data"]["npr_lib"] == expected
     assert {"tiny", "smoke"} <= set(profile.names())
     assert (ROOT / "npr_lib" / "py.typed").exists()
 
@@ -128,6 +131,14 @@ def test_ci_lints_and_tests():
     text = script.read_text()
     assert text.startswith("#!/usr/bin/env bash\n") and "set -euo pipefail" in text
     assert "make lint" in text and "make test" in text
+
+
+def test_a_missing_browser_fails_and_names_the_script(tmp_path, monkeypatch):
+    script = ROOT / ".ci" / "browser"
+    assert os.access(script, os.X_OK) and "chromium-driver" in script.read_text()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(pytest.fail.Exception, match=re.escape(".ci/browser")):
+        browser.start(tmp_path)
 
 
 def test_runs_are_not_committed():

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from pages import is_local, sources
 
-from npr_lib import __main__, pipeline, progress, report_html, stages
+from npr_lib import __main__, pipeline, progress, stages
 from npr_lib.notebook import StageError
 from npr_lib.profile import ProfileError, load_profile, names
 from npr_lib.stages import Stage
@@ -232,15 +232,6 @@ def test_report_writes_the_pages_again(finished):
     (run_dir / "index.html").unlink()
     assert pipeline.report(run_dir) == run_dir / "index.html"
     assert page.read_text() == before and (run_dir / "index.html").exists()
-
-
-def test_page_on_its_own_holds_the_script(finished, tmp_path):
-    _, run_dir, _, _ = finished
-    target = tmp_path / "alone.html"
-    notebook = run_dir / "notebooks" / "01_second.ipynb"
-    report_html.write_notebook(notebook, target, inline_script=True)
-    assert target.stat().st_size > 1_000_000 and list(tmp_path.iterdir()) == [target]
-    assert not re.search(r'<(script|img|link)[^>]*\s(src|href)="', target.read_text()[-50_000:])
 
 
 # -- what is run again -----------------------------------------------------------------------

@@ -157,7 +157,7 @@ def graph(trajectory: Trajectory, prompt: str | None = None) -> go.Figure:
         Box(segment, name, _lines(trajectory, segment, prompt, characters), box_width)
         for segment, name in zip(segments, segment_names(trajectory), strict=True)
     ]
-    tree = _column(boxes, ())
+    tree = column(boxes, ())
     tree.place(tree.width / 2, 0)
     completion = [s.end - s.start for s in segments if s.kind != "prompt"]
     figure = go.Figure(_hover_points(trajectory, boxes, prompt))
@@ -204,7 +204,7 @@ def _columns_across(segments: Sequence[Segment]) -> int:
     return columns.get((), 1)
 
 
-def _column(boxes: Sequence[Box], path: BranchPath) -> Column:
+def column(boxes: Sequence[Box], path: BranchPath) -> Column:
     """The boxes of one branch (depth first) as a column with its forks inside."""
     depth = len(path)
 
@@ -217,7 +217,7 @@ def _column(boxes: Sequence[Box], path: BranchPath) -> Column:
             items.extend(run)
             continue
         branches = groupby(run, lambda box: box.segment.path[depth])
-        items.append(Fork([_column(list(inner), (*path, step)) for step, inner in branches]))
+        items.append(Fork([column(list(inner), (*path, step)) for step, inner in branches]))
     return Column(items)
 
 

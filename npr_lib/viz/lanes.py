@@ -72,7 +72,7 @@ def timeline(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase | None =
         hovermode="closest",
         margin={"l": 12, "r": 24, "t": 92, "b": 44},
     )
-    theme.row_axis(figure, [_lane_name(lane) for lane in lanes], row=2, col=1)
+    theme.row_axis(figure, [lane_name(lane) for lane in lanes], row=2, col=1)
     figure.update_yaxes(title="branches", range=[0, widths.max() + 0.4], dtick=1, row=1, col=1)
     figure.update_xaxes(showgrid=False, row=1, col=1)
     figure.update_xaxes(title="step of the engine", showgrid=False, row=2, col=1)
@@ -114,7 +114,7 @@ def _merged(cells: list[Cell]) -> list[Cell]:
     return merged
 
 
-def _lane_name(lane: tuple[int, ...]) -> str:
+def lane_name(lane: tuple[int, ...]) -> str:
     return f"branch {'.'.join(str(branch + 1) for branch in lane)}" if lane else "trunk"
 
 

@@ -1,0 +1,188 @@
+// The selected segment: what it says, token by token, and what is known of it.
+
+import { element, formula, visible } from "./dom.js";
+import {
+  QUANTITIES,
+  kindColor,
+  largest,
+  mean,
+  number,
+  sampled,
+  surprise,
+  values,
+} from "./scale.js";
+
+const AT_ONCE = 1500; // tokens; more follow when one scrolls to them
+const LISTED = 5; // equations; the rest is marked in the text
+const TAG = /^<\/?(?:guideline|plan|step|takeaway)>$/;
+
+// hovered(token or null): the pointer is on a token of the text.
+export function makeDetail(tip, hovered) {
+  const head = element("div", { class: "npr-facts" });
+  const text = element("div", { class: "npr-text", dir: "auto" });
+  const pane = element(
+    "section",
+    { class: "npr-detail", "aria-label": "selected segment" },
+    head,
+    text,
+  );
+  const watcher = new IntersectionObserver(
+    (entries) => entries.some((entry) => entry.isIntersecting) && append(),
+    { root: pane, rootMargin: "400px" },
+  );
+  let [record, segment, quantity, next, set] = [null, null, QUANTITIES.kind, 0, false];
+  return { pane, show, color };
+
+  function show(newRecord, index) {
+    [record, segment] = [newRecord, newRecord.segments[index]];
+    head.replaceChildren(
+      element("h3", { style: `border-color:${kindColor(segment.kind)}` }, segment.name),
+      segment.formulas.length ? setter() : "",
+      facts(),
+      ...notes(index),
+    );
+    pane.scrollTop = 0;
+    write();
+  }
+
+  function color(name) {
+    quantity = QUANTITIES[name];
+    if (segment) write();
+  }
+
+  // Between the tokens as they were written and the text with its formulas set.
+  function setter() {
+    const flip = (event) => {
+      set = event.target.checked;
+      write();
+    };
+    const box = element("input", { type: "checkbox", checked: set, onchange: flip });
+    return element("label", { class: "npr-set" }, box, "set formulas");
+  }
+
+  function facts() {
+    const size = segment.end - segment.start;
+    const [first, last] = segment.positions;
+    const surprises = values(record, segment, surprise);
+    const own = values(record, segment, sampled);
+    const known = {
+      tokens: `${size.toLocaleString("en")} (index ${segment.start}–${segment.end - 1})`,
+      positions: `${first}–${last}`,
+      "KV slots": `${size.toLocaleString("en")} own, ${segment.shared.toLocaleString("en")} shared`,
+      "decode steps": steps(),
+      surprise: surprises.length
+        ? `mean ${number(mean(surprises))}, most ${number(largest(surprises))} nats`
+        : "–",
+      sampled: own.length ? `${own.filter(Boolean).length} of ${own.length}` : "–",
+    };
+    const rows = Object.entries(known).map(([name, value]) =>
+      element("div", {}, element("small", {}, name), value),
+    );
+    return element("div", { class: "npr-known" }, ...rows);
+  }
+
+  function steps() {
+    if (segment.start < record.prompt_len) return "prefill";
+    const own = record.steps.slice(
+      segment.start - record.prompt_len,
+      segment.end - record.prompt_len,
+    );
+    const [first, last] = [own[0], own.at(-1)];
+    return first === last ? String(first) : `${first}–${last}`;
+  }
+
+  function notes(index) {
+    const broken = record.violations.filter((violation) => violation.segment === index);
+    return [
+      ...broken.map(({ kind, message }) =>
+        element("p", { class: "npr-note" }, `⚠ ${kind}: ${visible(message)}`),
+      ),
+      ...segment.false.slice(0, LISTED).map(([a, b]) => {
+        const equation = segment.tokens.slice(a, b + 1).join("");
+        return element("p", { class: "npr-note" }, `✗ does not hold: ${visible(equation)}`);
+      }),
+      segment.false.length > LISTED
+        ? element("p", { class: "npr-note" }, `✗ and ${segment.false.length - LISTED} more`)
+        : "",
+    ];
+  }
+
+  function write() {
+    text.replaceChildren();
+    next = 0;
+    text.classList.toggle("npr-prose", set && segment.formulas.length > 0);
+    if (set && segment.formulas.length) text.append(...prose());
+    else append();
+  }
+
+  function prose() {
+    const whole = segment.tokens.join("");
+    const parts = [];
+    let at = 0;
+    for (const [source, tree] of segment.formulas) {
+      const start = whole.indexOf(source, at);
+      parts.push(visible(whole.slice(at, start)), formula(tree));
+      at = start + source.length;
+    }
+    return [...parts, visible(whole.slice(at))];
+  }
+
+  function append() {
+    watcher.disconnect();
+    const last = Math.min(next + AT_ONCE, segment.tokens.length);
+    const broken = new Map(
+      record.violations
+        .filter((violation) => record.segments[violation.segment] === segment)
+        .map((violation) => [violation.token, violation]),
+    );
+    const spans = [];
+    for (; next < last; next++) {
+      if (broken.has(next)) spans.push(warning(broken.get(next)));
+      spans.push(token(next));
+    }
+    text.append(...spans);
+    if (next < segment.tokens.length) watcher.observe(spans.at(-1));
+  }
+
+  function warning({ kind, message }) {
+    const label = `${kind}: ${message}`;
+    return element("mark", { title: visible(label), "aria-label": visible(label) }, "⚠");
+  }
+
+  function token(i) {
+    const written = segment.tokens[i];
+    const whole = segment.tokens.length !== segment.end - segment.start;
+    const t = segment.start + i;
+    const value = whole ? null : quantity.token(record, t, segment);
+    const classes = ["npr-token"];
+    if (TAG.test(written)) classes.push("npr-tag");
+    if (!whole && sampled(record, t) === 0) classes.push("npr-written");
+    if (!whole && segment.false.some(([a, b]) => i >= a && i <= b)) classes.push("npr-false");
+    const node = element("span", { class: classes.join(" "), "data-token": t }, visible(written));
+    if (value !== null && value !== undefined)
+      node.style.backgroundColor = quantity.tokenColor(value);
+    if (whole) return node;
+    node.addEventListener("mousemove", (event) => {
+      tip.show(event, `“${written}”`, known(t, i));
+      hovered(t);
+    });
+    node.addEventListener("mouseleave", () => {
+      tip.hide();
+      hovered(null);
+    });
+    return node;
+  }
+
+  function known(t, i) {
+    const logprob = surprise(record, t);
+    const own = sampled(record, t);
+    return [
+      logprob === null
+        ? ""
+        : `−log p ${number(logprob)} nats (p = ${number(100 * Math.exp(-logprob), 1)} %)`,
+      own === null ? "prompt" : own ? "sampled by the policy" : "written by the engine",
+      `token ${t}, position ${segment.positions[0] + i}`,
+      own === null ? "" : `decode step ${record.steps[t - record.prompt_len]}`,
+    ];
+  }
+}

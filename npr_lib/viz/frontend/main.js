@@ -1,0 +1,124 @@
+// The explorer: the table, and beside it one trajectory or two.
+
+import { element, makeTip } from "./dom.js";
+import { QUANTITIES, setTheme } from "./scale.js";
+import { widgetSource } from "./source.js";
+import { makeTable } from "./table.js";
+import { makeView } from "./view.js";
+
+export function mount(root, source) {
+  setTheme(source.table.theme);
+  const shell = element("div", { class: "npr" });
+  const tip = makeTip(shell);
+  const table = makeTable(source, (row, beside) => (beside ? compare(row) : open(row)));
+  const views = [
+    makeView(tip, source, table, { selected: follow(1), changed: differ, compared: compare }),
+  ];
+  const stage = element("div", { class: "npr-views" }, views[0].pane);
+  shell.append(toolbar(), element("div", { class: "npr-main" }, table.pane, stage));
+  root.replaceChildren(shell);
+  paint();
+  open(0);
+  return source.watch((row, record) => {
+    for (const view of views) if (view.row() === row) view.update(record, view.chosen());
+  });
+
+  function open(row) {
+    views[0].open(row);
+    tell();
+  }
+
+  // What is selected in one view is selected in the other, where there is a segment of its name.
+  function follow(other) {
+    return (name) => views[other]?.chooseNamed(name);
+  }
+
+  function compare(row) {
+    if (!views[1]) {
+      views.push(
+        makeView(tip, source, table, {
+          selected: follow(0),
+          changed: differ,
+          compared: compare,
+          closed: close,
+        }),
+      );
+      stage.append(views[1].pane);
+      shell.classList.add("npr-two");
+      paint();
+    }
+    views[1].open(row, views[0].chosen());
+    tell();
+  }
+
+  function close() {
+    views.pop().pane.remove();
+    shell.classList.remove("npr-two");
+    differ();
+    tell();
+  }
+
+  function differ() {
+    views.forEach((view, i) => view.compare(views[1 - i]?.record() ?? null));
+  }
+
+  function tell() {
+    table.show(views.map((view) => view.row()));
+  }
+
+  function toolbar() {
+    const { advantage } = source.table.columns;
+    const names = Object.keys(QUANTITIES).filter((name) => name !== "advantage" || advantage);
+    const options = names.map((name) => element("option", { value: name }, QUANTITIES[name].name));
+    const select = element("select", { class: "npr-color", onchange: paint }, ...options);
+    const dark = element(
+      "button",
+      { class: "npr-theme", title: "light or dark", onclick: turn },
+      "◐",
+    );
+    const hint =
+      "↑ ↓ ← → walk through the graph · Enter folds a block · “vs” or Shift+click compares";
+    return element(
+      "nav",
+      { class: "npr-toolbar" },
+      element("label", {}, "colour by ", select),
+      element("span", { class: "npr-legend" }),
+      element("span", { class: "npr-hint" }, hint),
+      dark,
+    );
+  }
+
+  function turn() {
+    const now = getComputedStyle(shell).colorScheme;
+    const isDark =
+      now === "dark" ||
+      (now.includes("dark") &&
+        now.includes("light") &&
+        matchMedia("(prefers-color-scheme: dark)").matches);
+    shell.style.colorScheme = isDark ? "light" : "dark";
+    paint();
+  }
+
+  function paint() {
+    const name = shell.querySelector(".npr-color").value;
+    const quantity = QUANTITIES[name];
+    for (const view of views) view.color(name, quantity);
+    shell.querySelector(".npr-legend").replaceChildren(...legend(name, quantity));
+  }
+
+  function legend(name, quantity) {
+    const entries =
+      name === "kind"
+        ? Object.entries(source.table.theme.kinds)
+        : quantity.legend.map(([label, value]) => [label, quantity.nodeColor(value)]);
+    return entries.map(([label, color]) =>
+      element("span", {}, element("i", { style: `background:${color}` }), label),
+    );
+  }
+}
+
+export default {
+  render({ model, el }) {
+    return mount(el, widgetSource(model));
+  },
+};

@@ -1,0 +1,21 @@
+// The drawings linked to the selected segment: timeline, attention mask, positions.
+
+import { element } from "./dom.js";
+import { mask } from "./mask.js";
+import { positions } from "./positions.js";
+import { QUANTITIES } from "./scale.js";
+import { timeline } from "./timeline.js";
+
+// They share the record, the chosen segment, the quantity of the
+// colours, the token that is pointed at.
+export function makePanels(tip, selected) {
+  const state = { record: null, chosen: 0, quantity: QUANTITIES.kind, token: null };
+  const panels = [timeline, mask, positions].map((make) => make(state, tip, selected));
+  const pane = element("section", { class: "npr-panels" }, ...panels.map((panel) => panel.pane));
+  return { pane, set };
+
+  function set(changes) {
+    Object.assign(state, changes);
+    if (state.record) for (const panel of panels) panel.update();
+  }
+}

@@ -1,0 +1,129 @@
+// What colours say. A quantity gives a value for a token and for a segment, and a colour for each.
+// Hues are Okabe and Ito's; strength is told by opacity, so that any page shows through.
+
+let theme = { kinds: {}, low: "#000000", high: "#000000" };
+
+export function setTheme(colors) {
+  theme = colors;
+}
+
+export function faded(color, opacity) {
+  const channels = [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
+  return `rgb(${channels.join(" ")} / ${opacity.toFixed(3)})`;
+}
+
+export const kindColor = (kind) => theme.kinds[kind];
+export const highColor = () => theme.high;
+export const lowColor = () => theme.low;
+
+// One hue from nothing to `top`; two hues around zero where values have a sign.
+const rising = (top) => (value) => faded(theme.high, 0.85 * Math.min(1, Math.max(0, value / top)));
+const signed = (top) => (value) =>
+  faded(value < 0 ? theme.high : theme.low, 0.85 * Math.min(1, Math.abs(value) / top));
+
+const surprise = (record, t) => {
+  const value = record.logprobs[t - record.prompt_len];
+  return value === null || value === undefined ? null : -value / 1000;
+};
+const sampled = (record, t) => {
+  const own = record.sampled[t - record.prompt_len];
+  return own === undefined ? null : own;
+};
+
+// values of the tokens of a segment that have one
+function values(record, segment, token) {
+  const found = [];
+  for (let t = segment.start; t < segment.end; t++) {
+    const value = token(record, t);
+    if (value !== null) found.push(value);
+  }
+  return found;
+}
+const mean = (numbers) =>
+  numbers.length ? numbers.reduce((sum, x) => sum + x, 0) / numbers.length : null;
+const largest = (numbers) => numbers.reduce((top, x) => (top === null || x > top ? x : top), null);
+const number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
+
+export const QUANTITIES = {
+  kind: {
+    name: "kind of segment",
+    token: () => null,
+    node: () => null,
+    write: () => "",
+  },
+  surprise: {
+    name: "surprise: mean −log p",
+    token: surprise,
+    node: (record, segment) => mean(values(record, segment, surprise)),
+    tokenColor: rising(3),
+    nodeColor: rising(0.5),
+    write: (value) => number(value),
+    legend: [
+      ["0", 0],
+      ["", 0.125],
+      ["", 0.25],
+      ["", 0.375],
+      ["≥ 0.5 nats (a token: 3)", 0.5],
+    ],
+  },
+  worst: {
+    name: "most surprising token",
+    token: surprise,
+    node: (record, segment) => largest(values(record, segment, surprise)),
+    tokenColor: rising(3),
+    nodeColor: rising(3),
+    write: (value) => number(value),
+    legend: [
+      ["0", 0],
+      ["", 0.75],
+      ["", 1.5],
+      ["", 2.25],
+      ["≥ 3 nats", 3],
+    ],
+  },
+  sampled: {
+    name: "sampled by the policy",
+    token: sampled,
+    node: (record, segment) => mean(values(record, segment, sampled)),
+    tokenColor: (value) => faded(value ? theme.low : theme.high, 0.4),
+    nodeColor: (value) => faded(theme.low, 0.75 * value),
+    write: (value) => `${(100 * value).toFixed(0)} %`,
+    legend: [
+      ["0 %", 0],
+      ["", 0.25],
+      ["", 0.5],
+      ["", 0.75],
+      ["100 % sampled", 1],
+    ],
+  },
+  arithmetic: {
+    name: "arithmetic that does not hold",
+    token: (record, t, segment) =>
+      segment?.false.some(([a, b]) => t - segment.start >= a && t - segment.start <= b) ? 1 : null,
+    node: (record, segment) => (segment.kind === "prompt" ? null : segment.false.length),
+    tokenColor: () => faded(theme.high, 0.55),
+    nodeColor: (value) => faded(value ? theme.high : theme.low, value ? 0.6 : 0.16),
+    write: (value) => (value ? `${value} false` : ""),
+    legend: [
+      ["none found", 0],
+      ["a false equation", 1],
+    ],
+  },
+  advantage: {
+    name: "advantage",
+    token: (record, t) => (sampled(record, t) ? record.advantage : null),
+    node: (record, segment) => (segment.kind === "prompt" ? null : record.advantage),
+    tokenColor: signed(2),
+    nodeColor: signed(2),
+    write: (value) => `${value > 0 ? "+" : ""}${number(value)}`,
+    legend: [
+      ["≤ −2", -2],
+      ["", -1],
+      ["0", 0],
+      ["", 1],
+      ["≥ +2", 2],
+    ],
+  },
+};
+
+export { largest, mean, number, sampled, surprise, values };

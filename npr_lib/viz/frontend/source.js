@@ -1,0 +1,61 @@
+// Where trajectories come from: a page that holds them all, or the kernel behind a widget.
+//
+//   table            columns of all rollouts, at once
+//   record(row)      promise of one trajectory
+//   find(words)      promise of the set of rows whose text holds the words
+//   watch(f)         f(row, record) when the kernel sends a trajectory unasked; returns a stop
+
+export function pageSource(data) {
+  const unpacked = new Map();
+  const once = (packed) => {
+    if (!unpacked.has(packed)) unpacked.set(packed, unpack(packed));
+    return unpacked.get(packed);
+  };
+  return {
+    table: data.table,
+    async record(row) {
+      const [chunk, place] = data.places[row];
+      return (await once(data.chunks[chunk]))[place];
+    },
+    async find(words) {
+      const texts = await once(data.texts);
+      const wanted = words.toLowerCase();
+      return new Set(texts.flatMap((text, i) => (text.toLowerCase().includes(wanted) ? [i] : [])));
+    },
+    watch: () => () => {},
+  };
+}
+
+async function unpack(base64) {
+  const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).json();
+}
+
+export function widgetSource(model) {
+  const asked = new Map();
+  const watchers = new Set();
+  model.on("msg:custom", ({ reply, value, content }) => {
+    const key = `${reply} ${value}`;
+    if (asked.has(key)) asked.get(key).resolve(content);
+    else if (reply === "record") for (const watcher of watchers) watcher(value, content);
+    asked.delete(key);
+  });
+  const ask = (kind, value) => {
+    const key = `${kind} ${value}`;
+    if (!asked.has(key)) {
+      asked.set(key, Promise.withResolvers());
+      model.send({ ask: kind, value });
+    }
+    return asked.get(key).promise;
+  };
+  return {
+    table: model.get("table"),
+    record: (row) => ask("record", row),
+    find: async (words) => new Set(await ask("find", words)),
+    watch(watcher) {
+      watchers.add(watcher);
+      return () => watchers.delete(watcher);
+    },
+  };
+}

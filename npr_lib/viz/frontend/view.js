@@ -1,0 +1,161 @@
+// One trajectory: its graph, the selected segment, and the drawings linked to it.
+
+import { element, plural, shortened, visible } from "./dom.js";
+import { QUANTITIES, number } from "./scale.js";
+import { makeGraph } from "./graph.js";
+import { makeDetail } from "./detail.js";
+import { makePanels } from "./panels.js";
+
+// selected(name): a segment of that name was chosen here; changed(): another response is shown.
+export function makeView(tip, source, table, { selected, changed, compared, closed }) {
+  const graph = makeGraph(tip, (index) => choose(index));
+  const detail = makeDetail(tip, (token) => panels.set({ token }));
+  const panels = makePanels(tip, (index) => choose(index));
+  const head = element("header", { class: "npr-view-head" });
+  const pane = element(
+    "article",
+    { class: "npr-view" },
+    head,
+    element("div", { class: "npr-middle" }, graph.pane, detail.pane),
+    panels.pane,
+  );
+  let [row, record, name] = [null, null, null]; // name: of the selected segment
+  return {
+    pane,
+    open,
+    update,
+    chooseNamed,
+    color,
+    compare: graph.compare,
+    row: () => row,
+    record: () => record,
+    chosen: () => name,
+  };
+
+  // Shows a row; the segment of the given name is selected, else what may be wrong, else a branch.
+  async function open(next, wanted) {
+    row = next;
+    const found = await source.record(next);
+    if (row === next) update(found, wanted);
+  }
+
+  function update(next, wanted) {
+    record = { ...next, advantage: source.table.columns.advantage?.[row] ?? null };
+    pane.dataset.row = row;
+    drawHead();
+    graph.show(record);
+    panels.set({ token: null });
+    const { segments } = record;
+    const named = segments.findIndex((segment) => segment.name === wanted);
+    const branch = segments.findIndex((segment) => segment.path.length > 0);
+    const wrong = source.table.columns.verdict?.[row] === "wrong" ? suspect() : -1;
+    choose([named, wrong, branch].find((index) => index >= 0) ?? segments.length - 1, false);
+    changed();
+  }
+
+  // The part that says something false, or else the one with the most surprising token; guidelines
+  // apart, since the order of plans is free to choose.
+  function suspect() {
+    const { segments } = record;
+    const wrong = segments.findIndex((segment) => segment.false.length > 0);
+    if (wrong >= 0) return wrong;
+    const worst = segments.map((segment) =>
+      segment.kind === "guideline" ? null : QUANTITIES.worst.node(record, segment),
+    );
+    return worst.indexOf(Math.max(...worst));
+  }
+
+  function choose(index, tell = true) {
+    name = record.segments[index].name;
+    panels.set({ record, chosen: index });
+    graph.select(index);
+    detail.show(record, index);
+    if (tell) selected(name);
+  }
+
+  function chooseNamed(wanted) {
+    const index = record.segments.findIndex((segment) => segment.name === wanted);
+    if (index >= 0) choose(index, false);
+  }
+
+  function color(name, quantity) {
+    graph.color(name);
+    detail.color(name);
+    panels.set({ quantity });
+  }
+
+  function drawHead() {
+    const { columns } = source.table;
+    const verdict = columns.verdict?.[row];
+    const problem = columns.problem?.[row] ?? "";
+    const expected = columns.answer?.[row];
+    const blocks = new Set(
+      record.segments.flatMap((segment) => segment.path.map(([block]) => block)),
+    );
+    const facts = [
+      record.boxed === null ? "no answer" : `answer ${visible(shortened(record.boxed, 40))}`,
+      expected === undefined || expected === null
+        ? ""
+        : `expected ${visible(shortened(String(expected), 40))}`,
+      blocks.size ? plural(blocks.size, "block") : "no parallel block",
+      `work ${record.work.toLocaleString("en")}`,
+      `span ${record.span.toLocaleString("en")}`,
+      `work/span ${number(record.work / record.span)}×`,
+      record.mode === "sequential" && blocks.size
+        ? "written as branches, decoded one after the other"
+        : "",
+      `${record.mode}, ended: ${visible(shortened(record.ended, 80))}`,
+      record.violations.length ? `⚠ ${plural(record.violations.length, "violation")}` : "",
+    ];
+    head.replaceChildren(
+      element(
+        "div",
+        { class: "npr-title" },
+        verdict
+          ? element(
+              "span",
+              { class: `npr-badge ${verdict}` },
+              verdict === "right" ? "✓ right" : "✗ wrong",
+            )
+          : null,
+        element(
+          "b",
+          { title: visible(shortened(problem, 2000)) },
+          visible(shortened(problem, 200)),
+        ),
+      ),
+      element(
+        "div",
+        { class: "npr-chips" },
+        element("span", {}, table.titleOf(row)),
+        ...facts.filter(Boolean).map((fact) => element("span", {}, fact)),
+      ),
+      element(
+        "div",
+        { class: "npr-actions" },
+        others(),
+        closed
+          ? element("button", { class: "npr-close", title: "close", onclick: closed }, "✕")
+          : null,
+      ),
+    );
+  }
+
+  function others() {
+    const rows = table.rowsOfGroup(row);
+    if (closed || !rows.length) return null;
+    const verdicts = source.table.columns.verdict;
+    const begin = (event) => {
+      compared(Number(event.target.value));
+      event.target.value = "";
+    };
+    const label = (other) =>
+      `${verdicts ? (verdicts[other] === "right" ? "✓ " : "✗ ") : ""}${table.titleOf(other)}`;
+    return element(
+      "select",
+      { class: "npr-compare", "aria-label": "compare with another response", onchange: begin },
+      element("option", { value: "" }, "compare with …"),
+      ...rows.map((other) => element("option", { value: other }, label(other))),
+    );
+  }
+}

@@ -1,0 +1,62 @@
+"""The explorer as a widget for JupyterLab and VS Code; its data are `npr_lib.viz.explorer`'s."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import pandas as pd
+import traitlets
+
+from npr_lib.viz import explorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from npr_lib.trajectory import Trajectory
+
+
+class Explorer(anywidget.AnyWidget):
+    """The front end with its table; a trajectory follows when it is asked for.
+
+    Messages from the front end: {"ask": "record", "value": row} or {"ask": "find", "value": words};
+    each is answered by {"reply": ..., "value": ..., "content": ...}.
+    """
+
+    _esm = explorer.script()
+    _css = explorer.style()
+    table = traitlets.Dict().tag(sync=True)
+
+    def __init__(
+        self, rollouts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        super().__init__(table=explorer.table(rollouts))
+        read = explorer.records(rollouts, tokenizer)
+        self._pieces = explorer.reader(tokenizer) if tokenizer else None
+        self._answers = {"record": read, "find": lambda words: explorer.find(rollouts, words)}
+        self.on_msg(self._answer)
+
+    def _answer(self, _: Explorer, message: dict[str, Any], buffers: list) -> None:
+        kind, value = message["ask"], message["value"]
+        self._reply(kind, value, self._answers[kind](value))
+
+    def _reply(self, kind: str, value: Any, content: Any) -> None:
+        self.send({"reply": kind, "value": value, "content": content})
+
+    def update(self, row: int, trajectory: Trajectory, prompt: str = "") -> None:
+        """Show another trajectory in place of a row's, wherever that row is open."""
+        self._reply("record", row, explorer.record(trajectory, self._pieces, prompt))
+
+
+def explore(rollouts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase | None = None) -> Explorer:
+    """Rollouts to look into: a table, and of the chosen response everything on one page.
+
+    Args:
+        rollouts: what `read_rollouts` returns, several of them concatenated to compare stages, with
+            any of the columns `explorer.COLUMNS`; "accuracy" tells right from wrong.
+        tokenizer: shows texts token by token; without it they are shown whole.
+
+    Raises:
+        ValueError: the table holds no rollouts.
+    """
+    return Explorer(rollouts, tokenizer)
