@@ -101,7 +101,9 @@ class Trajectory:
         """Text of a segment of the completion."""
         if segment.kind == "prompt":
             raise ValueError("the prompt's text is not part of the completion")
-        return self.segment_texts[self.segments.index(segment) - 1]
+        return self.segment_texts[
+            self.segments.index(segment) - (self.segments[0].kind == "prompt")
+        ]
 
     def to_row(self) -> dict[str, object]:
         """Plain columns, enough to rebuild the trajectory (`from_row`), and its figures."""
