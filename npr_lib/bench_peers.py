@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from npr_lib import WorkbenchError
+from npr_lib.engine.forward import fitting_threads, matrix_size
 from npr_lib.profile import load_profile
 from npr_lib.tokenizer import tiny_tokenizer
 
@@ -132,17 +133,19 @@ def _synchronize(device: torch.device) -> None:
 @torch.inference_mode()
 def bare_step(peer: PreTrainedModel, rows: int, context: int) -> Callable[[], None]:
     """A call that forwards one new token in each of `rows` rows that hold `context` tokens already;
-    every call the same."""
+    every call the same, and with as many threads as the engine takes for so many rows."""
     cache = DynamicCache(config=peer.config)
     prompt = torch.arange(context, device=peer.device)[None] % peer.config.vocab_size
     peer(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(rows)
     ids = torch.zeros(rows, 1, dtype=torch.int64, device=peer.device)
+    products = rows * matrix_size(peer)
 
     @torch.inference_mode()
     def step() -> None:
-        peer(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache.crop(context)
+        with fitting_threads(peer, products):
+            peer(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache.crop(context)
 
     return step
 

@@ -73,8 +73,8 @@ int npr_paged_attention(const float *query, int64_t token_stride, int64_t head_s
     int64_t work = 0;
     for (int64_t r = 0; r < count; r++)
         work += lengths[r] * fresh * heads * dim;
-    /* below some ten microseconds of work, waking threads takes longer than it saves */
-#pragma omp parallel for collapse(2) schedule(dynamic) if (work > 200000)
+    /* waking threads takes about a tenth of a millisecond */
+#pragma omp parallel for collapse(2) schedule(dynamic) if (work > 1000000)
     for (int64_t r = 0; r < count; r++)
         for (int64_t kv = 0; kv < kv_heads; kv++) {
             float *scores = malloc(sizeof(float) * fresh * group * lengths[r]);

@@ -25,11 +25,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from npr_lib.engine.api import EngineConfig, EngineStats, Event, Finish, Prefix, SamplingParams
 from npr_lib.engine.attention import use_npr_attention
 from npr_lib.engine.branch import Branch, Call, Grammar, Response
-from npr_lib.engine.forward import choose, forward, naming
+from npr_lib.engine.forward import choose, fitting_threads, forward, matrix_size, naming
 from npr_lib.engine.kv import KVPool
 from npr_lib.engine.record import trajectory as record
 from npr_lib.engine.sampling import hash_ids, mix
-from npr_lib.engine.scheduler import Prompt, Request, Scheduler
+from npr_lib.engine.scheduler import Prompt, Request, Row, Scheduler
 from npr_lib.layout import BranchPath, by_branch, layout, sampled_tokens
 from npr_lib.schema import TAGS
 from npr_lib.tokenizer import TagIds, encode
@@ -64,6 +64,7 @@ class TorchEngine:
         self.scheduler = Scheduler(self.kv, self.config, self.stats)
         self.context = shape.max_position_embeddings
         self._eos_ids = _eos_ids(model, tokenizer)
+        self._matrix_size = matrix_size(model)
         self._calls = 0
         self._events: list[Event] = []  # of the present step
         self._streams: dict[int, deque[Event]] = {}  # what open streams have yet to yield, by call
@@ -348,7 +349,13 @@ class TorchEngine:
 
     def _step(self) -> None:
         rows = self.scheduler.plan()
-        self.stats.forwarded += sum(len(row.ids) for row in rows)
+        tokens = sum(len(row.ids) for row in rows)
+        self.stats.forwarded += tokens
+        with fitting_threads(self.model, tokens * self._matrix_size):
+            self._decode(rows)
+        self.stats.steps += 1
+
+    def _decode(self, rows: Sequence[Row]) -> None:
         turns: list[tuple[Request, Branch]] = []
         logits = forward(self.model, self.kv, rows) if rows else None
         if rows:
@@ -369,7 +376,6 @@ class TorchEngine:
             raise RuntimeError("the scheduler makes no progress")
         self.stats.peak_slots = max(self.stats.peak_slots, self.kv.num_used)
         self._accept(turns, choose(logits, turns) if turns else [])
-        self.stats.steps += 1
 
     def _accept(
         self, turns: Sequence[tuple[Request, Branch]], tokens: Sequence[tuple[int, float, float]]
