@@ -90,21 +90,28 @@ def choose(
 ) -> list[tuple[int, float, float]]:
     """(token, logprob, behaviour logprob) for every branch whose turn it is."""
     finite = logits.amax(dim=-1).isfinite()
-    if not finite.all():
-        with naming(turns[int(finite.logical_not().nonzero()[0])][0].response):
-            raise FloatingPointError("the model's logits are not finite: its weights have diverged")
-    keys = [branch.key for _, branch in turns]
-    counters = [len(branch.sampled) for _, branch in turns]
+    keys, counters = [], []
     forced: list[int | None] = []
     alike: dict[tuple[float, ...], list[int]] = {}
-    for i, (request, branch) in enumerate(turns):
-        with naming(request.response):
-            forced.append(request.response.forced_token(branch))
-        alike.setdefault(request.response.distribution, []).append(i)
+    for i, ((request, branch), sound) in enumerate(zip(turns, finite.tolist(), strict=True)):
+        response = request.response
+        try:
+            if not sound:
+                message = "the model's logits are not finite: its weights have diverged"
+                raise FloatingPointError(message)
+            forced.append(response.forced_token(branch))
+        except Exception as error:
+            name_response(error, response)
+            raise
+        keys.append(branch.key)
+        counters.append(len(branch.sampled))
+        alike.setdefault(response.distribution, []).append(i)
     tokens: list[tuple[int, float, float]] = [(0, 0.0, 0.0)] * len(turns)
     for rows in alike.values():
         params = turns[rows[0]][0].response.params
-        seen = [turns[i][1].sampled if turns[i][1].path else [] for i in rows]
+        seen: list[list[int]] = []
+        if params.branch_penalty != 1:
+            seen = [turns[i][1].sampled if turns[i][1].path else [] for i in rows]
         own = logits if len(rows) == len(turns) else logits[rows]
         noise = [keys[i] for i in rows], [counters[i] for i in rows]
         drawn = sample(own, *noise, params, seen, [forced[i] for i in rows])
@@ -113,15 +120,10 @@ def choose(
     return tokens
 
 
-@contextmanager
-def naming(response: Response) -> Iterator[None]:
+def name_response(error: Exception, response: Response) -> None:
     """Say in the notes of an exception which response it came from."""
-    try:
-        yield
-    except Exception as error:
-        prompt = response.grammar.tokenizer.decode(response.prompt_ids[:40])
-        error.add_note(f"while decoding response {response.index} of its call, to {prompt!r}")
-        raise
+    prompt = response.grammar.tokenizer.decode(response.prompt_ids[:40])
+    error.add_note(f"while decoding response {response.index} of its call, to {prompt!r}")
 
 
 def _group(start: int, new: int, rows: Sequence[Row]) -> RowGroup:

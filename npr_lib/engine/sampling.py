@@ -44,12 +44,11 @@ def gumbels(keys: Sequence[int], counters: Sequence[int], words: np.ndarray) -> 
     """Standard Gumbel noise, float64 [R, W]: entry (r, w) is a function of (keys[r], counters[r],
     words[r, w]) alone. words: integers [R, W] or [1, W]."""
     state = np.asarray(keys, np.uint64)[:, None]
-    with np.errstate(over="ignore"):
-        for word in (np.asarray(counters, np.uint64)[:, None], words.astype(np.uint64)):
-            state = (state ^ word) + np.uint64(_GOLDEN)
-            state = (state ^ state >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ state >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-            state = state ^ state >> np.uint64(31)
+    for word in (np.asarray(counters, np.uint64)[:, None], words.astype(np.uint64)):
+        state = (state ^ word) + np.uint64(_GOLDEN)
+        state = (state ^ state >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ state >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        state = state ^ state >> np.uint64(31)
     uniform = ((state >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # never 0 or 1
     return -np.log(-np.log(uniform))
 
@@ -103,19 +102,20 @@ def sample(
     groups = _grouped(scores)
     mass = groups.logsumexp(-1)
     greedy = params.temperature == 0
-    ids = best = scores.argmax(-1) if greedy else _race(groups, mass, keys, counters)
-    if any(token is not None for token in forced):
-        pairs = zip(ids.tolist(), forced, strict=True)
-        ids = torch.tensor([own if token is None else token for own, token in pairs]).to(raw.device)
+    if not forced or any(token is None for token in forced):
+        ids = scores.argmax(-1) if greedy else _race(groups, mass, keys, counters)
+        chosen = zip(ids.tolist(), forced or [None] * len(ids), strict=True)
+        forced = [own if token is None else token for own, token in chosen]
+    ids = torch.tensor(forced, device=raw.device)
     total = mass.logsumexp(-1)
     logprobs = plain.gather(-1, ids[:, None])[:, 0] - (
         total if scores is plain else plain.logsumexp(-1)
     )
     if greedy:
-        behaviour = torch.where(ids == best, 0.0, -torch.inf)
+        behaviour = torch.where(ids == scores.argmax(-1), 0.0, -torch.inf)
     else:
         behaviour = scores.gather(-1, ids[:, None])[:, 0] - total
-    return ids.tolist(), logprobs.tolist(), behaviour.tolist()
+    return list(forced), logprobs.tolist(), behaviour.tolist()
 
 
 def _grouped(scores: torch.Tensor) -> torch.Tensor:
@@ -132,8 +132,10 @@ def _race(
 ) -> torch.Tensor:
     """int64 [R], the winners: a token's chance is its share of exp(scores)."""
     device, count = groups.device, groups.shape[1]
-    noise = gumbels(keys, counters, np.arange(count)[None])
-    group = (mass + torch.from_numpy(noise).to(device)).argmax(-1)
+    group = torch.zeros(len(groups), dtype=torch.int64, device=device)
+    if count > 1:
+        noise = gumbels(keys, counters, np.arange(count)[None])
+        group = (mass + torch.from_numpy(noise).to(device)).argmax(-1)
     tokens = group[:, None] * _GROUP + torch.arange(_GROUP, device=device)
     noise = gumbels(keys, counters, count + tokens.cpu().numpy())
     members = groups[torch.arange(len(groups), device=device), group]

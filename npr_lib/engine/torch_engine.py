@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from npr_lib.engine.api import EngineConfig, EngineStats, Event, Finish, Prefix, SamplingParams
 from npr_lib.engine.attention import use_npr_attention
 from npr_lib.engine.branch import Branch, Call, Grammar, Response
-from npr_lib.engine.forward import choose, fitting_threads, forward, matrix_size, naming
+from npr_lib.engine.forward import choose, fitting_threads, forward, matrix_size, name_response
 from npr_lib.engine.kv import KVPool
 from npr_lib.engine.record import trajectory as record
 from npr_lib.engine.sampling import hash_ids, mix
@@ -386,11 +386,14 @@ class TorchEngine:
             accepted.setdefault(request, []).append((branch, *token))
         for request, own in accepted.items():
             response = request.response
-            with naming(response):
+            try:
                 response.accept(own, response.call.step)
                 if not response.finish_reason:
                     continue
                 request.trajectory = record(response)
+            except Exception as error:
+                name_response(error, response)
+                raise
             self.scheduler.finish(request)
             self.stats.responses += 1
             self.stats.completed += request.trajectory.work
