@@ -278,7 +278,8 @@ class Response:
         else:
             self._counts += [0] * (offset - len(self._counts)) + [1]
         self._total += 1
-        self.emit(Token, branch, token, logprob, sampled)
+        if self.call.events is not None:
+            self.emit(Token, branch, token, logprob, sampled)
 
     def _set_turn(self) -> None:
         """The branches at the smallest last position."""

@@ -73,13 +73,13 @@ class KVPool:
 
     def allocate(self, segment: Segment, count: int) -> list[int]:
         """Append `count` free slots to a segment; PoolExhaustedError, taking none, if too few."""
-        if count > len(self._free):
-            self.evict(count - len(self._free))
-        if count > len(self._free):
-            free = f"{len(self._free)} of {self.num_slots} free"
-            raise PoolExhaustedError(f"{count} slots asked for, {free}")
-        slots = self._free[: -count - 1 : -1]
-        del self._free[len(self._free) - count :]
+        free = self._free
+        if count > len(free):
+            self.evict(count - len(free))
+        if count > len(free):
+            message = f"{count} slots asked for, {len(free)} of {self.num_slots} free"
+            raise PoolExhaustedError(message)
+        slots = [free.pop() for _ in range(count)]
         segment.slots += slots
         return slots
 
@@ -192,6 +192,7 @@ class SlotTable:
 
     def _push(self, slots: Sequence[int]) -> None:
         end = self.length + len(slots)
-        self.pool.widen(end)
+        if end > self.pool.tables.shape[1]:
+            self.pool.widen(end)
         self.pool.tables[self.row, self.length : end] = slots
         self.length = end
