@@ -258,21 +258,29 @@ def sampled_tokens(
     return sampled
 
 
-def by_branch(
-    layout: Layout, completion_ids: Sequence[int], chosen: Sequence[bool]
-) -> dict[BranchPath, list[int]]:
-    """The chosen tokens of every branch, keyed by its path with blocks counted within their parent
-    instead of over the whole response: what a replay or a prefix gives the engine."""
+def branch_paths(segments: Sequence[Segment]) -> list[BranchPath]:
+    """The path of every segment, with blocks counted within their parent."""
     ordinals: dict[int, int] = {}
     seen: Counter[BranchPath] = Counter()
-    tokens: dict[BranchPath, list[int]] = {}
-    for segment in layout.segments:
+    paths: list[BranchPath] = []
+    for segment in segments:
         path: BranchPath = ()
         for block, branch in segment.path:
             if block not in ordinals:
                 ordinals[block] = seen[path]
                 seen[path] += 1
             path = (*path, (ordinals[block], branch))
+        paths.append(path)
+    return paths
+
+
+def by_branch(
+    layout: Layout, completion_ids: Sequence[int], chosen: Sequence[bool]
+) -> dict[BranchPath, list[int]]:
+    """The chosen tokens of every branch, keyed by its path with blocks counted within their parent
+    instead of over the whole response: what a replay or a prefix gives the engine."""
+    tokens: dict[BranchPath, list[int]] = {}
+    for segment, path in zip(layout.segments, branch_paths(layout.segments), strict=True):
         if segment.kind != "prompt":
             own = range(segment.start - layout.prompt_len, segment.end - layout.prompt_len)
             tokens.setdefault(path, []).extend(completion_ids[t] for t in own if chosen[t])

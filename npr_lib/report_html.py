@@ -171,13 +171,15 @@ def _draw_figures(notebook: nbformat.NotebookNode) -> int:
 
 
 def _link_explorer(notebook: nbformat.NotebookNode) -> None:
-    """A widget needs its kernel: in its place the explorer's page, which the run has as a file."""
+    """A widget needs its kernel: in its place the explorer's page, which the run has as a file.
+    One that is not ours is a progress bar, and goes."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if WIDGET in output.get("data", {}):
                 link = f'<p><a href="../{EXPLORE}">The explorer, as a page of its own</a></p>'
-                output["data"] = {"text/html": link}
+                own = "npr_lib.viz" in output["data"].get("text/plain", "")
+                output["data"] = {"text/html": link if own else ""}
 
 
 def _figure(figure: dict, name: str) -> str:

@@ -78,7 +78,12 @@ STAGES = (
         sections=(*TASK, "engine", "evaluation"),
         outputs=("speed.json", "metrics/parallelism.json"),
     ),
-    Stage("20_explore", inputs=("npr", *EVALUATIONS), outputs=("explore.html",)),
+    Stage(
+        "20_explore",
+        inputs=("npr", *EVALUATIONS),
+        sections=("engine", "evaluation"),
+        outputs=("explore.html",),
+    ),
     Stage(
         "90_report",
         inputs=(*LADDER, *EVALUATIONS, "speed.json"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import TimeoutException
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -39,15 +39,28 @@ class Explorer:
 
     def __init__(self, driver: webdriver.Chrome, name: str) -> None:
         self.driver, self.name = driver, name
+        self.root = driver  # or an element: only what is in it is looked at
 
     def all(self, selector: str) -> list:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+        return self.root.find_elements(By.CSS_SELECTOR, selector)
+
+    def enter(self, selector: str, number: int = 0) -> None:
+        """Look only at the number-th element that fits from now on, and bring it into sight."""
+        self.root = self.driver
+        self.until(lambda: len(self.all(selector)) > number, f"{selector} no. {number}", 180)
+        self.root = self.all(selector)[number]
+        self.driver.execute_script("arguments[0].scrollIntoView()", self.root)
+
+    def leave(self) -> None:
+        self.root = self.driver
 
     def one(self, selector: str):
         return self.until(lambda: self.all(selector), selector)[0]
 
     def until(self, condition, what: str, seconds: float = 60):
-        wait = WebDriverWait(self.driver, seconds, poll_frequency=0.02)
+        # What is drawn anew while it is looked at is looked at again.
+        again = [StaleElementReferenceException]
+        wait = WebDriverWait(self.driver, seconds, 0.02, ignored_exceptions=again)
         try:
             return wait.until(lambda _: condition(), f"waited {seconds} s for {what}")
         except TimeoutException:
@@ -55,11 +68,18 @@ class Explorer:
             raise
 
     def texts(self, selector: str) -> list[str]:
-        return [element.get_attribute("textContent") for element in self.all(selector)]
+        return self._run("return [...all].map((node) => node.textContent)", selector)
 
     def click(self, selector: str) -> None:
         # Not where it is on the screen: a notebook's toolbars may lie over it.
-        self.driver.execute_script("arguments[0].click()", self.one(selector))
+        self.one(selector)
+        self._run("all[0].click()", selector)
+
+    def _run(self, script: str, selector: str):
+        """A script with `all` that fits the selector: nothing is drawn anew in between."""
+        root = None if self.root is self.driver else self.root
+        find = "const all = (arguments[0] ?? document).querySelectorAll(arguments[1]); "
+        return self.driver.execute_script(find + script, root, selector)
 
     def choose(self, selector: str, text: str) -> None:
         Select(self.one(selector)).select_by_visible_text(text)
@@ -80,6 +100,8 @@ class Explorer:
 
     def shoot(self, what: str) -> None:
         SHOTS.mkdir(parents=True, exist_ok=True)
+        if self.root is not self.driver:
+            self.driver.execute_script("arguments[0].scrollIntoView()", self.root)
         self.driver.save_screenshot(str(SHOTS / f"{self.name}-{what}.png"))
 
     def complaints(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import nbformat
 import pandas as pd
 import pytest
 from browser import SHOTS, Explorer, start, walk
+from oracles import random_model
 from selenium.webdriver.common.by import By
 from test_explorer import HOSTILE, HUGE, TOKENIZER
 from test_viz import block, trajectory
@@ -64,6 +66,7 @@ def run_dir(tmp_path_factory):
             accuracy=[1.0, float(name != "npr_beta"), 1.0, float(name != "npr")],
         )
         TOKENIZER.save_pretrained(folder / name)
+    random_model(random.Random(0), TOKENIZER).save_pretrained(folder / "npr")
     save_profile(load_profile("smoke"), folder / "profile.yaml")
     return folder
 
@@ -233,15 +236,25 @@ def run_all(page, address):
 def test_the_notebook_passes_the_walk(lab, expected, driver):
     page = Explorer(driver, "lab")
     run_all(page, f"{lab}explore.ipynb")
-    page.until(lambda: page.all(".npr-box"), "the explorer", 180)
-    driver.execute_script("document.querySelector('.npr').scrollIntoView()")
+    page.enter(".npr")
     walk(page, *expected, HOSTILE)
+    page.leave()
     host = lab.split("/lab")[0]
     asked = [url for url in page.requested() if url.startswith(("http", "ws"))]
     assert all(url.startswith((host, host.replace("http", "ws"))) for url in asked)
     count = ".jp-CodeCell .jp-InputPrompt"
     page.until(lambda: all(text.strip("[]: ").isdigit() for text in page.texts(count)), "all cells")
     assert not page.all('[data-mime-type="application/vnd.jupyter.stderr"] .ansi-red-fg')
+    page.enter(".widget-vbox .npr")
+    assert page.all(".npr-box") and not page.one(".npr-table").is_displayed()
+    assert "ended: " in page.one(".npr-chips").text
+    page.shoot("6-live")
+
+
+def write_notebook(path, cells):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, path)
 
 
 def test_a_thousand_rollouts_open_in_the_notebook(lab, run_dir, driver):
@@ -254,9 +267,7 @@ from npr_lib import viz
 rollouts = pd.read_parquet({str(run_dir / "thousand.parquet")!r})
 tokenizer = AutoTokenizer.from_pretrained({str(run_dir / "npr")!r})"""
     cells = [first, "print('begun at', time.time())\nviz.explore(rollouts, tokenizer)"]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
-    nbformat.write(notebook, run_dir / "notebooks" / "thousand.ipynb")
+    write_notebook(run_dir / "notebooks" / "thousand.ipynb", cells)
     page = Explorer(driver, "lab-thousand")
     run_all(page, f"{lab}thousand.ipynb")
     page.until(lambda: page.all(".npr-box"), "the explorer", 180)
@@ -267,3 +278,99 @@ tokenizer = AutoTokenizer.from_pretrained({str(run_dir / "npr")!r})"""
     note("JupyterLab, 1000 rollouts of 2000 tokens", open_s=opened, select_s=selected)
     page.shoot("1-open")
     assert opened < 3 and selected < 0.3
+
+
+# Random weights, but well-formed responses: a policy writes them. At first its steps don't end.
+AT_WORK = """
+import sys, time
+from pathlib import Path
+run = Path({run!r})
+sys.path.insert(0, {tests!r})
+from policies import random_policy
+from npr_lib import evaluate, report, viz
+from npr_lib.engine import SamplingParams
+from npr_lib.engine.branch import Response
+from npr_lib.profile import load_profile
+from npr_lib.tokenizer import TagIds
+
+engine = evaluate.load_engine(load_profile("smoke"), run / "npr")
+tags = TagIds.from_tokenizer(engine.tokenizer)
+policy = random_policy(engine.tokenizer, broken=0)
+word = engine.tokenizer.encode("7", add_special_tokens=False)[0]
+
+def endless(response, branch):
+    time.sleep(0.02)
+    token = policy(response, branch)
+    return word if token == tags.step_end else token
+
+Response.forced_token = endless
+params = SamplingParams(max_tokens=2000, seed=3)
+"""
+CELLS = (
+    "live = viz.live(engine, 'A=1+2', params)\ndisplay(live)\nstopped = await live.task",
+    "print('pool', engine.kv.num_used, stopped.finish_reason, stopped.work, live.status)",
+    "Response.forced_token = lambda self, branch: policy(self, branch)\n"
+    "frame = report.read_responses(run, where='stage == \"npr_beta\"')\n"
+    "viz.what_if(engine, frame, engine.tokenizer, params)",
+)
+
+
+def test_an_engine_at_work(lab, run_dir, driver):
+    """Branches grow until stop is clicked; an edit shows old and new side by side."""
+    setup = AT_WORK.format(run=str(run_dir), tests=str(REPOSITORY / "tests"))
+    write_notebook(run_dir / "notebooks" / "at_work.ipynb", [setup, *CELLS])
+    page = Explorer(driver, "lab-at-work")
+    run_all(page, f"{lab}at_work.ipynb")
+    page.enter(".widget-vbox")
+    page.one(".npr-box[aria-label^='step 2']")
+    begun = page.texts(".npr-box")
+    page.until(lambda: page.texts(".npr-box")[-1] != begun[-1], "growth")
+    assert "decoding …" in page.texts(".npr-chips span")
+    (status,) = page.texts(".widget-label")
+    assert "at once" in status and "tokens/s" in status
+    page.shoot("1-growing")
+    page.click(".npr-box[aria-label^='step 1']")
+    page.until(lambda: page.head() == "step 1", "what was clicked")
+    grown = len(page.texts(".npr-text")[0])
+    page.until(lambda: len(page.texts(".npr-text")[0]) > grown + 5, "its growth")
+    page.until(lambda: page.head() == "step 1", "what was clicked")
+    page.click("button.jupyter-button")
+    page.until(lambda: "ended: cancelled" in page.one(".npr-chips").text, "its end")
+    assert not page.one("button.jupyter-button").is_enabled()
+    page.shoot("2-stopped")
+    page.leave()
+    printed = ".jp-OutputArea-output pre"
+    page.until(lambda: "pool 0 cancelled" in " ".join(page.texts(printed)), "an empty pool")
+
+    page.enter(".npr", 1)
+    wrong = next(row for row in page.rows() if page.texts(f"[data-row='{row}'] .wrong"))
+    page.open_row(wrong)
+    page.click(".npr-box[aria-label^='step 2']")
+    page.click("[data-edit='drop this branch']")
+    page.until(lambda: len(page.all(".npr-view .npr-detail h3")) == 2, "old and new")
+    old, new = page.all(".npr-view")
+    assert old.get_attribute("data-row") == wrong
+    steps = ".npr-box[aria-label^='step ']"
+    assert [len(view.find_elements(By.CSS_SELECTOR, steps)) for view in (old, new)] == [3, 2]
+    title = page.texts(".npr-view + .npr-view .npr-chips span")[0]
+    assert title == f"row {wrong}, step 2: drop this branch · seed 3"
+    page.shoot("3-dropped")
+
+    page.click(".npr-view .npr-box[aria-label^='step 2']")
+    page.click(".npr-view [data-edit='edit this plan']")
+    field = page.one(".npr-edits textarea")
+    assert field.get_attribute("value") == "B"
+    field.send_keys("+<img src=x onerror=window.hacked=1>")
+    page.click(".npr-go")
+    title = ".npr-view + .npr-view .npr-chips span"
+    page.until(lambda: "edit this plan" in page.texts(title)[0], "another plan")
+    shown = page.texts(".npr-view + .npr-view .npr-box[aria-label^='guideline'] .npr-line")
+    assert shown[1] == "2:B+<img src=x onerror=window.hacked=1>"
+    assert driver.execute_script("return window.hacked") is None and not page.all("img")
+    page.shoot("4-another-plan")
+    page.click(".npr-view .npr-box[aria-label^='takeaway']")
+    page.click(".npr-view [data-edit='rewrite this takeaway']")
+    page.one(".npr-edits textarea").clear()
+    page.one(".npr-edits textarea").send_keys("<plan>")
+    page.click(".npr-go")
+    page.until(lambda: "prefix" in page.one(".npr-edits .npr-note").text, "what was wrong")

@@ -3,6 +3,7 @@
 what they found).
 
     explore, page                                        of rollouts, to click through
+    live, what_if                                        the same with an engine at work
     graph, timeline, mask, positions, tokens, html       of one trajectory
     slips, doubt                                         where a trajectory may have gone wrong
     curves                                               of a training log
@@ -13,6 +14,7 @@ Figures carry their data and fetch nothing; whoever writes them to HTML chooses 
 script lies.
 """
 
+from npr_lib.viz.attempts import what_if
 from npr_lib.viz.bench import benchmark
 from npr_lib.viz.comparison import ladder, paired, speed
 from npr_lib.viz.distribution import branches, lengths
@@ -20,6 +22,7 @@ from npr_lib.viz.errors import doubt, slips
 from npr_lib.viz.explorer import page
 from npr_lib.viz.fork_join import graph
 from npr_lib.viz.fragment import html
+from npr_lib.viz.growing import live
 from npr_lib.viz.lanes import timeline
 from npr_lib.viz.tables import table
 from npr_lib.viz.token_level import mask, positions, tokens
@@ -36,6 +39,7 @@ __all__ = [
     "html",
     "ladder",
     "lengths",
+    "live",
     "mask",
     "page",
     "paired",
@@ -45,4 +49,5 @@ __all__ = [
     "table",
     "timeline",
     "tokens",
+    "what_if",
 ]

@@ -44,7 +44,7 @@ FRONTEND = Path(__file__).parent / "frontend"
 # In the order in which each uses only what stands above it; the last one exports the widget.
 MODULES = (
     *("dom", "source", "scale", "tree", "canvas", "table", "graph", "detail"),
-    *("timeline", "mask", "positions", "panels", "view", "main"),
+    *("timeline", "mask", "positions", "panels", "edits", "view", "main"),
 )
 COLUMNS = {
     "verdict": "",
@@ -54,6 +54,9 @@ COLUMNS = {
     "temperature": "T",
     "step": "step",
     "sample": "#",
+    "edit": "what if",
+    "origin": "of row",
+    "seed": "seed",
     "branches": "widest",
     "blocks": "blocks",
     "work": "work",
@@ -97,7 +100,7 @@ def table(rollouts: pd.DataFrame) -> dict[str, Any]:
         violations=[", ".join(kinds) for kinds in rollouts["violations"]],
     )
     if "accuracy" in known:
-        known["verdict"] = ["right" if right == 1 else "wrong" for right in known["accuracy"]]
+        known["verdict"] = [_verdict(accuracy) for accuracy in known["accuracy"]]
     columns = {
         name: _plain(known[name])
         for name in COLUMNS
@@ -116,6 +119,13 @@ def table(rollouts: pd.DataFrame) -> dict[str, Any]:
         "groups": groups,
         "theme": colors,
     }
+
+
+def _verdict(accuracy: float) -> str | None:
+    """None for a response that nobody has checked."""
+    if pd.isna(accuracy):
+        return None
+    return "right" if accuracy == 1 else "wrong"
 
 
 def _plain(values: pd.Series) -> list:

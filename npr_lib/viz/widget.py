@@ -20,7 +20,10 @@ class Explorer(anywidget.AnyWidget):
     """The front end with its table; a trajectory follows when it is asked for.
 
     Messages from the front end: {"ask": "record", "value": row} or {"ask": "find", "value": words};
-    each is answered by {"reply": ..., "value": ..., "content": ...}.
+    each is answered by {"reply": ..., "value": ..., "content": ...}. A reply may also come unasked:
+    "record" of a row, "table" of all.
+
+    rollouts: what is shown, in the table's order.
     """
 
     _esm = explorer.script()
@@ -31,10 +34,24 @@ class Explorer(anywidget.AnyWidget):
         self, rollouts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
         super().__init__(table=explorer.table(rollouts))
-        read = explorer.records(rollouts, tokenizer)
+        self._tokenizer = tokenizer
         self._pieces = explorer.reader(tokenizer) if tokenizer else None
-        self._answers = {"record": read, "find": lambda words: explorer.find(rollouts, words)}
+        self.hold(rollouts)
         self.on_msg(self._answer)
+
+    def hold(self, rollouts: pd.DataFrame) -> None:
+        """Answer from other rollouts from now on; what is drawn stays."""
+        self.table = explorer.table(rollouts)
+        self.rollouts = rollouts
+        self._read = explorer.records(rollouts, self._tokenizer)
+        self._updated: dict[int, dict[str, Any]] = {}
+        self._answers = {
+            "record": self._record,
+            "find": lambda words: explorer.find(rollouts, words),
+        }
+
+    def _record(self, row: int) -> dict[str, Any]:
+        return self._updated.get(row) or self._read(row)
 
     def _answer(self, _: Explorer, message: dict[str, Any], buffers: list) -> None:
         kind, value = message["ask"], message["value"]
@@ -43,9 +60,18 @@ class Explorer(anywidget.AnyWidget):
     def _reply(self, kind: str, value: Any, content: Any) -> None:
         self.send({"reply": kind, "value": value, "content": content})
 
-    def update(self, row: int, trajectory: Trajectory, prompt: str = "") -> None:
-        """Show another trajectory in place of a row's, wherever that row is open."""
-        self._reply("record", row, explorer.record(trajectory, self._pieces, prompt))
+    def update(
+        self, row: int, trajectory: Trajectory, prompt: str = "", decoding: bool = False
+    ) -> None:
+        """Show another trajectory in place of a row's, wherever that row is open.
+
+        decoding: there is more to come, and what is still open in it is no violation.
+        """
+        record = explorer.record(trajectory, self._pieces, prompt)
+        if decoding:
+            record |= {"ended": None, "violations": []}
+        self._updated[row] = record
+        self._reply("record", row, record)
 
 
 def explore(rollouts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase | None = None) -> Explorer:

@@ -16,14 +16,16 @@ const AT_ONCE = 1500; // tokens; more follow when one scrolls to them
 const LISTED = 5; // equations; the rest is marked in the text
 const TAG = /^<\/?(?:guideline|plan|step|takeaway)>$/;
 
-// hovered(token or null): the pointer is on a token of the text.
-export function makeDetail(tip, hovered) {
+// hovered(token or null): the pointer is on a token of the text. edits: the pane with what can be
+// done with the segment.
+export function makeDetail(tip, hovered, edits) {
   const head = element("div", { class: "npr-facts" });
   const text = element("div", { class: "npr-text", dir: "auto" });
   const pane = element(
     "section",
     { class: "npr-detail", "aria-label": "selected segment" },
     head,
+    edits,
     text,
   );
   const watcher = new IntersectionObserver(
@@ -34,6 +36,8 @@ export function makeDetail(tip, hovered) {
   return { pane, show, color };
 
   function show(newRecord, index) {
+    const grown = segment?.name === newRecord.segments[index].name;
+    const top = grown ? pane.scrollTop : 0;
     [record, segment] = [newRecord, newRecord.segments[index]];
     head.replaceChildren(
       element("h3", { style: `border-color:${kindColor(segment.kind)}` }, segment.name),
@@ -41,8 +45,8 @@ export function makeDetail(tip, hovered) {
       facts(),
       ...notes(index),
     );
-    pane.scrollTop = 0;
     write();
+    pane.scrollTop = top;
   }
 
   function color(name) {

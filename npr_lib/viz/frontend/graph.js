@@ -30,8 +30,10 @@ export function makeGraph(tip, selected) {
   new ResizeObserver(() => record && draw()).observe(pane);
   return { pane, show, select, color, compare };
 
-  function show(next) {
-    collapsed.clear();
+  // grown: it is the same response with more in it.
+  function show(next, grown) {
+    if (!grown) collapsed.clear();
+    chosen = Math.min(chosen, next.segments.length - 1);
     record = next;
     draw();
   }
@@ -225,13 +227,13 @@ export function makeGraph(tip, selected) {
     draw();
   }
 
-  function select(index) {
+  function select(index, scroll = true) {
     chosen = index;
     const path = record.segments[index].path.map(([block]) => block);
     const hidden = path.filter((block) => collapsed.has(block));
     for (const block of hidden) collapsed.delete(block);
     if (hidden.length) draw();
-    mark(true);
+    mark(scroll);
   }
 
   function mark(scroll) {

@@ -11,17 +11,42 @@ export function mount(root, source) {
   const shell = element("div", { class: "npr" });
   const tip = makeTip(shell);
   const table = makeTable(source, (row, beside) => (beside ? compare(row) : open(row)));
-  const views = [
-    makeView(tip, source, table, { selected: follow(1), changed: differ, compared: compare }),
-  ];
+  const heard = { changed: differ, compared: compare, edited: edit };
+  const views = [makeView(tip, source, table, { ...heard, selected: follow(1) })];
   const stage = element("div", { class: "npr-views" }, views[0].pane);
+  const grown = new Map(); // row -> its latest record, not yet drawn
   shell.append(toolbar(), element("div", { class: "npr-main" }, table.pane, stage));
   root.replaceChildren(shell);
   paint();
+  size();
   open(0);
-  return source.watch((row, record) => {
-    for (const view of views) if (view.row() === row) view.update(record, view.chosen());
+  return source.watch({
+    record(row, record) {
+      grown.set(row, record);
+      grow();
+    },
+    table() {
+      table.renew();
+      for (const view of views) view.renew();
+      size();
+    },
   });
+
+  // Not between press and release: the click would be lost with the box that was pressed.
+  function grow() {
+    if (shell.matches(":active")) {
+      setTimeout(grow, 50);
+      return;
+    }
+    if (grown.size) tip.hide();
+    for (const view of views) if (grown.has(view.row())) view.grow(grown.get(view.row()));
+    grown.clear();
+  }
+
+  // One response needs no table to choose from.
+  function size() {
+    shell.classList.toggle("npr-single", source.table.size === 1);
+  }
 
   function open(row) {
     views[0].open(row);
@@ -36,12 +61,7 @@ export function mount(root, source) {
   function compare(row) {
     if (!views[1]) {
       views.push(
-        makeView(tip, source, table, {
-          selected: follow(0),
-          changed: differ,
-          compared: compare,
-          closed: close,
-        }),
+        makeView(tip, source, table, { ...heard, selected: follow(0), closed: close }),
       );
       stage.append(views[1].pane);
       shell.classList.add("npr-two");
@@ -49,6 +69,15 @@ export function mount(root, source) {
     }
     views[1].open(row, views[0].chosen());
     tell();
+  }
+
+  // The response as it was on the left, what became of it on the right.
+  async function edit(row, segment, label, text) {
+    const { row: made, error } = await source.edit({ row, segment, label, text });
+    if (error) return error;
+    if (views[0].row() !== row) await views[0].open(row, views[1]?.chosen());
+    compare(made);
+    return null;
   }
 
   function close() {

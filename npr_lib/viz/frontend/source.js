@@ -3,7 +3,9 @@
 //   table            columns of all rollouts, at once
 //   record(row)      promise of one trajectory
 //   find(words)      promise of the set of rows whose text holds the words
-//   watch(f)         f(row, record) when the kernel sends a trajectory unasked; returns a stop
+//   edit(wish)       promise of {row} of a further response, or of {error}; see edits.js
+//   watch(heard)     heard.record(row, record) and heard.table() when the kernel sends a trajectory
+//                    or another table unasked; returns a stop
 
 export function pageSource(data) {
   const unpacked = new Map();
@@ -36,26 +38,30 @@ export function widgetSource(model) {
   const asked = new Map();
   const watchers = new Set();
   model.on("msg:custom", ({ reply, value, content }) => {
-    const key = `${reply} ${value}`;
+    const key = keyOf(reply, value);
+    if (reply === "table") source.table = content;
     if (asked.has(key)) asked.get(key).resolve(content);
-    else if (reply === "record") for (const watcher of watchers) watcher(value, content);
+    else for (const heard of watchers) heard[reply]?.(value, content);
     asked.delete(key);
   });
+  const keyOf = (kind, value) => `${kind} ${JSON.stringify(value)}`;
   const ask = (kind, value) => {
-    const key = `${kind} ${value}`;
+    const key = keyOf(kind, value);
     if (!asked.has(key)) {
       asked.set(key, Promise.withResolvers());
       model.send({ ask: kind, value });
     }
     return asked.get(key).promise;
   };
-  return {
+  const source = {
     table: model.get("table"),
     record: (row) => ask("record", row),
     find: async (words) => new Set(await ask("find", words)),
-    watch(watcher) {
-      watchers.add(watcher);
-      return () => watchers.delete(watcher);
+    edit: (wish) => ask("edit", wish),
+    watch(heard) {
+      watchers.add(heard);
+      return () => watchers.delete(heard);
     },
   };
+  return source;
 }

@@ -8,6 +8,7 @@ const MOST_CHOICES = 12; // a column of no more values can be chosen from
 const CHOSEN_FROM = ["verdict", "stage", "checkpoint", "temperature", "mode", "finish_reason"];
 const WIDTHS = {
   ...{ verdict: 22, problem: 190, stage: 72, checkpoint: 72, temperature: 30, sample: 24 },
+  ...{ edit: 150, origin: 48, seed: 40 },
   ...{ violations: 150, speedup: 66, advantage: 66, mode: 72, finish_reason: 52, answer: 64 },
 };
 const CONDITION = /^([\w/#]+?)(>=|<=|!=|=|<|>)(.+)$/;
@@ -15,7 +16,7 @@ const HINT = "words, or conditions on columns: widest>=3 work<90 reward=-1";
 
 // chosen(row, beside): a row was chosen, to be shown alone or beside the present one.
 export function makeTable(source, chosen) {
-  const { columns, headings, groups, size } = source.table;
+  let { columns, headings, groups, size } = source.table;
   const state = { sort: null, up: false, grouped: true, filters: {}, words: "", found: null };
   const inSight = new Map(); // number of a line -> its element
   let lines = [];
@@ -32,7 +33,13 @@ export function makeTable(source, chosen) {
   const pane = element("section", { class: "npr-table" }, tools(), viewport);
   new ResizeObserver(draw).observe(viewport);
   refresh();
-  return { pane, show, titleOf, rowsOfGroup };
+  return { pane, show, renew, titleOf, rowsOfGroup };
+
+  // The source has another table: more rows, or more columns.
+  function renew() {
+    ({ columns, headings, groups, size } = source.table);
+    refresh();
+  }
 
   function tools() {
     const search = element("input", {
@@ -60,7 +67,7 @@ export function makeTable(source, chosen) {
   function filters() {
     const made = [];
     for (const name of CHOSEN_FROM.filter((one) => columns[one])) {
-      const values = [...new Set(columns[name])];
+      const values = [...new Set(columns[name])].filter((value) => value !== null);
       if (values.length > MOST_CHOICES) continue;
       made.push(
         choice(
@@ -204,9 +211,10 @@ export function makeTable(source, chosen) {
   function drawLine(line, i) {
     const style = `top:${i * ROW}px`;
     if (line.group) {
-      const right = line.group.filter((row) => columns.verdict?.[row] === "right").length;
-      const score = columns.verdict
-        ? `${right} of ${line.group.length} right`
+      const verdicts = line.group.map((row) => columns.verdict?.[row]).filter(Boolean);
+      const right = verdicts.filter((verdict) => verdict === "right").length;
+      const score = verdicts.length
+        ? `${right} of ${verdicts.length} right`
         : plural(line.group.length, "rollout");
       return element(
         "div",
@@ -247,7 +255,7 @@ export function makeTable(source, chosen) {
   }
 
   function cell(name, value) {
-    if (name === "verdict") {
+    if (name === "verdict" && value !== null) {
       return element("span", { class: value, title: value }, value === "right" ? "✓" : "✗");
     }
     const isNumber = typeof value === "number";
@@ -262,6 +270,8 @@ export function makeTable(source, chosen) {
   }
 
   function titleOf(row) {
+    const edit = columns.edit?.[row];
+    if (edit) return `row ${columns.origin[row]}, ${edit} · seed ${columns.seed[row]}`;
     const parts = ["stage", "checkpoint", "step"]
       .filter((name) => columns[name])
       .map((name) => columns[name][row]);

@@ -4,12 +4,15 @@ import { element, plural, shortened, visible } from "./dom.js";
 import { QUANTITIES, number } from "./scale.js";
 import { makeGraph } from "./graph.js";
 import { makeDetail } from "./detail.js";
+import { makeEdits } from "./edits.js";
 import { makePanels } from "./panels.js";
 
-// selected(name): a segment of that name was chosen here; changed(): another response is shown.
-export function makeView(tip, source, table, { selected, changed, compared, closed }) {
+// selected(name): a segment of that name was chosen here; changed(): another response is shown;
+// edited(row, segment, label, text): something is to be done with it, promise of what went wrong.
+export function makeView(tip, source, table, { selected, changed, compared, edited, closed }) {
   const graph = makeGraph(tip, (index) => choose(index));
-  const detail = makeDetail(tip, (token) => panels.set({ token }));
+  const edits = makeEdits((...what) => edited(row, ...what));
+  const detail = makeDetail(tip, (token) => panels.set({ token }), edits.pane);
   const panels = makePanels(tip, (index) => choose(index));
   const head = element("header", { class: "npr-view-head" });
   const pane = element(
@@ -20,10 +23,12 @@ export function makeView(tip, source, table, { selected, changed, compared, clos
     panels.pane,
   );
   let [row, record, name] = [null, null, null]; // name: of the selected segment
+  let picked = false; // by a person: then it stays selected while the response grows
   return {
     pane,
     open,
-    update,
+    grow,
+    renew: () => record && drawHead(),
     chooseNamed,
     color,
     compare: graph.compare,
@@ -39,12 +44,26 @@ export function makeView(tip, source, table, { selected, changed, compared, clos
     if (row === next) update(found, wanted);
   }
 
-  function update(next, wanted) {
+  // The response as it is now: what was picked stays selected, else the newest part is.
+  function grow(next) {
+    if (record === null) return update(next);
+    show(next, true);
+    const at = picked ? next.segments.findIndex((segment) => segment.name === name) : -1;
+    choose(at >= 0 ? at : next.segments.length - 1, false, at < 0);
+    changed();
+  }
+
+  function show(next, grown) {
     record = { ...next, advantage: source.table.columns.advantage?.[row] ?? null };
     pane.dataset.row = row;
     drawHead();
-    graph.show(record);
+    graph.show(record, grown);
     panels.set({ token: null });
+  }
+
+  function update(next, wanted) {
+    show(next, false);
+    picked = false;
     const { segments } = record;
     const named = segments.findIndex((segment) => segment.name === wanted);
     const branch = segments.findIndex((segment) => segment.path.length > 0);
@@ -65,12 +84,16 @@ export function makeView(tip, source, table, { selected, changed, compared, clos
     return worst.indexOf(Math.max(...worst));
   }
 
-  function choose(index, tell = true) {
+  // tell: a person chose it, and whoever is beside hears of it.
+  function choose(index, tell = true, scroll = true) {
     name = record.segments[index].name;
     panels.set({ record, chosen: index });
-    graph.select(index);
+    graph.select(index, scroll);
+    edits.show(record.segments[index], index);
     detail.show(record, index);
-    if (tell) selected(name);
+    if (!tell) return;
+    picked = true;
+    selected(name);
   }
 
   function chooseNamed(wanted) {
@@ -104,7 +127,9 @@ export function makeView(tip, source, table, { selected, changed, compared, clos
       record.mode === "sequential" && blocks.size
         ? "written as branches, decoded one after the other"
         : "",
-      `${record.mode}, ended: ${visible(shortened(record.ended, 80))}`,
+      record.ended === null
+        ? "decoding …"
+        : `${record.mode}, ended: ${visible(shortened(record.ended, 80))}`,
       record.violations.length ? `⚠ ${plural(record.violations.length, "violation")}` : "",
     ];
     head.replaceChildren(
@@ -149,8 +174,8 @@ export function makeView(tip, source, table, { selected, changed, compared, clos
       compared(Number(event.target.value));
       event.target.value = "";
     };
-    const label = (other) =>
-      `${verdicts ? (verdicts[other] === "right" ? "✓ " : "✗ ") : ""}${table.titleOf(other)}`;
+    const mark = (other) => ({ right: "✓ ", wrong: "✗ " })[verdicts?.[other]] ?? "";
+    const label = (other) => `${mark(other)}${table.titleOf(other)}`;
     return element(
       "select",
       { class: "npr-compare", "aria-label": "compare with another response", onchange: begin },
