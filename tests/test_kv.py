@@ -4,6 +4,7 @@ import pytest
 
 from npr_lib.engine import PoolExhaustedError
 from npr_lib.engine.kv import KVPool, SlotTable
+from npr_lib.engine.prefix import PrefixTree
 
 
 def test_slot_tables_share_fork_and_join():
@@ -39,3 +40,18 @@ def test_pool_refuses_and_detects_misuse():
     pool._free.append(pool._free[0])
     with pytest.raises(AssertionError, match="free twice"):
         pool.check()
+
+
+def test_a_truncated_prefix_keeps_exactly_what_was_computed():
+    pool = KVPool(40, 1, 1, 1)
+    tree = PrefixTree(pool)
+    ids = list(range(10))
+    node, known = tree.acquire(ids)
+    assert known == 0
+    tree.unlock(node)
+    tree.truncate(ids, 4)
+    assert pool.num_cached == 4
+    node, known = tree.acquire(ids)
+    assert known == 4 and pool.num_used == 10
+    tree.unlock(node)
+    pool.check()
