@@ -377,3 +377,19 @@ def test_an_exception_leaves_the_pool_empty(monkeypatch):
         engine.generate(["A"], SamplingParams(max_tokens=9), n=3)
     engine.kv.check()
     assert engine.kv.num_used == 0
+
+
+def test_a_cancelled_prefill_keeps_exactly_what_was_forwarded():
+    engine = make_engine(persistent_prefix=True, max_step_tokens=4)
+    prompt = encode("A=1+2;B=3;C=4+5", TOKENIZER)
+    assert len(prompt) > 9
+    requests = engine.submit([prompt], SamplingParams(max_tokens=4))
+    engine.step()
+    engine.step()
+    engine.cancel(requests)
+    assert engine.kv.num_used == 0 and engine.kv.num_cached == engine.stats.forwarded == 8
+    (again,) = engine.generate([prompt], SamplingParams(max_tokens=4, temperature=0))
+    (alone,) = make_engine().generate([prompt], SamplingParams(max_tokens=4, temperature=0))
+    assert engine.stats.reused == 8
+    assert again.completion_ids == alone.completion_ids
+    assert np.allclose(again.logprobs, alone.logprobs, atol=1e-4, equal_nan=True)
