@@ -1,0 +1,262 @@
+"""One response on SGLang: which requests carry its branches, and whose KV slots are whose.
+
+SGLang decodes *carriers*, ordinary requests of its own. A carrier decodes one *run*: consecutive
+tokens of one branch between two structural events (prompt to fork, fork to `</step>`, join to the
+next fork). It sees, as its cached prefix, the slots of the runs before it on its path; when it
+ends, its slots are kept by the run. So a fork shares slots, a join concatenates them, and nothing
+is computed twice. The state machine is the embedded engine's `Response`: it is fed in lock step
+from what the carriers have decoded, which may be ahead of it.
+
+A family whose slots were taken away (`suspend`) goes on by starting its runs again in the same
+order, each with the tokens it has: the same prefixes, the same positions, an exact recomputation.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from npr_lib.engine.branch import Branch, Response
+from npr_lib.engine.branch import Run as Stretch
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+# A token as a carrier sampled it: (id, logprob, behaviour logprob, engine step).
+Sampled = tuple[int, float, float, int]
+
+
+@dataclass(slots=True, eq=False)
+class Ahead:
+    """What the carriers have sampled in a branch: `sampled` in all, `queue` not yet accepted.
+
+    Has the fields of a `Branch` that drawing a token needs (`forward.choose`).
+    """
+
+    key: int
+    path: tuple[tuple[int, int], ...]
+    sampled: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    queue: deque[Sampled] = field(default_factory=deque)
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """Consecutive tokens of one branch; the first lies at position `start`.
+
+    before: the runs it sees, in order. slots: int64, where its tokens' KV is, once its carrier has
+    ended; own: those of them that are the family's to free (the others are the prefix cache's).
+    last: the token that ends it, until its KV exists. stopped: nothing more is needed of it.
+    """
+
+    family: Family
+    branch: Branch
+    start: int
+    tokens: list[int]
+    before: tuple[Run, ...]
+    carrier: Req | None = None
+    slots: torch.Tensor | None = None
+    own: torch.Tensor | None = None
+    last: Sampled | None = None
+    complete: bool = False
+    stopped: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """It waits for a carrier, and everything it sees has KV."""
+        waits = self.carrier is None and self.slots is None and not self.stopped
+        return waits and all(run.slots is not None for run in self.before)
+
+    @property
+    def prefix_length(self) -> int:
+        """Slots before its first token (the first run has none: its prompt is its own)."""
+        return sum(len(run.tokens) for run in self.before)
+
+    def prefix(self) -> torch.Tensor:
+        """int64 [prefix_length], the slots of all it sees."""
+        return torch.cat([run.slots for run in self.before])
+
+
+class Family:
+    """All runs of one response. `client` is the request that SGLang's client knows."""
+
+    def __init__(self, response: Response, client: Req, first_step: int) -> None:
+        self.response = response
+        self.client = client
+        self.first_step = first_step
+        self.ahead: dict[Branch, Ahead] = {}
+        self.runs: dict[tuple[Branch, int], Run] = {}
+        self.locks: list[tuple[object, object]] = []  # on the prefix cache: (node, receipt)
+        self.admitted = False
+        self.carriers = 0  # ever started
+        self.error: str | None = None
+        tags = response.grammar.tags if response.grammar.mode == "parallel" else None
+        self._ends = {tags.step_end, tags.guideline_end} if tags else set()
+        self._counts: dict[int, int] = {}  # tokens known at each position after the prompt
+        self._total = 0
+        self._leaves: list[Branch] | None = None
+        self._grow()
+
+    @property
+    def need(self) -> int:
+        """Slots that the family may come to hold at once: tokens up to the budget, and what is
+        written or sampled past the position where the budget turns out to end."""
+        config = self.response.grammar.config
+        surplus = 8 * config.max_branches**config.max_depth
+        budget = self.response.params.max_tokens + self.response.surplus
+        return len(self.response.prompt_ids) + budget + surplus
+
+    @property
+    def held(self) -> int:
+        """Slots it holds now, shared ones of the prompt and those of its carriers included."""
+        ended = sum(len(run.slots) for run in self.runs.values() if run.slots is not None)
+        live = [run for run in self.runs.values() if run.carrier is not None]
+        return ended + sum(
+            run.carrier.kv.kv_allocated_len - run.prefix_length
+            for run in live
+            if run.carrier.kv.holds_kv
+        )
+
+    @property
+    def kept(self) -> int:
+        """Slots of ended carriers, which SGLang itself knows no owner of."""
+        return sum(len(run.own) for run in self.runs.values() if run.own is not None)
+
+    def startable(self) -> Iterator[Run]:
+        """Runs to give a carrier now."""
+        return (run for run in list(self.runs.values()) if run.ready)
+
+    def sampled(self, run: Run, token: int, logprob: float, behaviour: float, step: int) -> bool:
+        """A carrier has drawn a token. True when the carrier is to stop at once."""
+        if run.complete:  # the KV of the run's last token exists now, the new token is void
+            if run.last is not None:
+                self.ahead[run.branch].queue.append(run.last)
+                run.last = None
+            return True
+        ahead = self.ahead[run.branch]
+        run.tokens.append(token)
+        ahead.sampled.append(token)
+        ahead.steps.append(step)
+        position = run.start + len(run.tokens) - 1
+        self._count(position)
+        drawn = (token, logprob, behaviour, step)
+        if token in self._ends:
+            run.complete, run.last = True, drawn
+            return False
+        ahead.queue.append(drawn)
+        over = position >= self._last_position()
+        run.stopped = over or self.exhausted(run) or self._is_end(token)
+        return run.stopped
+
+    def advance(self) -> bool:
+        """Feed the state machine what it can take. True when the response has ended."""
+        response = self.response
+        while not response.finish_reason:
+            queues = [self.ahead[branch].queue for branch in response.turn]
+            if not all(queues):
+                return False
+            drawn = [queue.popleft() for queue in queues]
+            tokens = [(b, *d[:3]) for b, d in zip(response.turn, drawn, strict=True)]
+            response.accept(tokens, max(d[3] for d in drawn))
+            if not response.finish_reason:
+                self._grow()
+        return True
+
+    def stamp(self) -> None:
+        """Give every sampled token of the record the engine step that drew it."""
+        for branch, ahead in self.ahead.items():
+            steps = iter(ahead.steps)
+            for stretch in branch.items:
+                if isinstance(stretch, Stretch):
+                    stretch.tokens[:] = [
+                        (*token[:4], next(steps)) if token[3] else token for token in stretch.tokens
+                    ]
+
+    def suspend(self) -> None:
+        """Its slots are gone: every run that others see must be computed again."""
+        self.admitted = False
+        for run in self.runs.values():
+            run.carrier = run.slots = run.own = None
+
+    def exhausted(self, run: Run) -> bool:
+        """A replay has no further token for this branch."""
+        forced, ahead = self.response.forced, self.ahead[run.branch]
+        return forced is not None and len(ahead.sampled) >= len(forced.get(ahead.path, ()))
+
+    def _is_end(self, token: int) -> bool:
+        """EOS; a replay one token after the other passes those of what were branches."""
+        return token in self.response.grammar.eos_ids and self.response.forced is None
+
+    def _count(self, position: int) -> None:
+        self._counts[position] = self._counts.get(position, 0) + 1
+        self._total += 1
+
+    def _last_position(self) -> int:
+        """No token after this position can be part of the response."""
+        last = self.response._last_position
+        if self._total < self.response.params.max_tokens:
+            return last
+        over = self._total - self.response.params.max_tokens
+        top = max(self._counts)
+        while over > 0:
+            over -= self._counts.get(top, 0)
+            top -= 1
+        return min(top, last)
+
+    def _grow(self) -> None:
+        """Make the runs of the tree that are not there yet."""
+        if self.response._leaves is not self._leaves:
+            self._leaves = self.response._leaves
+            self._walk(self.response.root, ())
+
+    def _walk(self, branch: Branch, before: tuple[Run, ...]) -> tuple[Run, ...]:
+        """Runs of a branch and of the blocks in it; returns all that whoever comes next sees."""
+        if branch not in self.ahead:
+            self.ahead[branch] = Ahead(branch.key, branch.path, list(branch.sampled))
+        number = 0
+        first = branch.parent is None
+        tokens, start = (list(self.response.prompt_ids), 0) if first else ([], None)
+        for item in [*branch.items, None]:
+            if isinstance(item, Stretch):
+                start = item.start if start is None else start
+                tokens += [token[0] for token in item.tokens]
+                continue
+            if item is None and not tokens:
+                break  # an open block is the branch's last item
+            run = self.runs.get((branch, number))
+            if run is None:
+                run = self._add(branch, number, start, tokens, before)
+            run.complete = run.complete or item is not None
+            number, tokens, start = number + 1, [], None
+            before = (*before, run)
+            if item is not None:
+                seen = len(before)
+                children = [self._walk(child, before) for child in item]
+                before += tuple(run for chain in children for run in chain[seen:])
+        return before
+
+    def _add(
+        self,
+        branch: Branch,
+        number: int,
+        start: int,
+        tokens: list[int],
+        before: tuple[Run, ...],
+    ) -> Run:
+        run = self.runs[branch, number] = Run(self, branch, start, tokens, before)
+        run.complete = branch.ended
+        prompt = len(self.response.prompt_ids)
+        for position in range(max(start, prompt), start + len(tokens)):
+            self._count(position)
+        return run
+
+
+def forced_by_path(flat: Sequence[Sequence[Sequence[int]]] | None) -> Mapping | None:
+    """{path: token ids} from its wire form [[path, ids], ...]."""
+    if flat is None:
+        return None
+    return {tuple((int(b), int(i)) for b, i in path): list(ids) for path, ids in flat}

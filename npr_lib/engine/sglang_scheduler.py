@@ -1,0 +1,326 @@
+"""The families inside SGLang's scheduler: admission, carriers, what happens after a batch.
+
+`Families` belongs to one `sglang.srt.managers.scheduler.Scheduler` (one a rank; all ranks see the
+same tokens and so take the same decisions). The hooks of sglang_plugin.py call it.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Sequence
+from http import HTTPStatus
+from itertools import count
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.managers.schedule_batch import (
+    FINISH_ABORT,
+    FINISH_LENGTH,
+    FINISH_MATCHED_STR,
+    FINISH_MATCHED_TOKEN,
+    Req,
+)
+from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.srt.sampling.sampling_params import TOP_K_ALL
+from sglang.srt.sampling.sampling_params import SamplingParams as PlainParams
+
+from npr_lib.engine.api import EngineConfig, EngineStats
+from npr_lib.engine.branch import Call, Grammar, Response
+from npr_lib.engine.forward import choose
+from npr_lib.engine.record import trajectory as record
+from npr_lib.engine.sglang_family import Family, Run
+from npr_lib.engine.sglang_wire import KEY, Settings, to_wire, unpack
+from npr_lib.tokenizer import TagIds
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+def run_of(req: Req) -> Run | None:
+    """The run that a request carries; None for an ordinary request."""
+    return getattr(req, "npr_run", None)
+
+
+class Families:
+    """The families of one scheduler, in order of arrival."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.families: list[Family] = []
+        self.touched: list[Family] = []  # those that got a token in the present batch
+        self.drawn: dict[Run, tuple[float, float]] = {}
+        self._names = count()
+
+    # --- requests come and go
+
+    def wants(self, req: Req) -> object | None:
+        """What a client's request asks of NPR; None for an ordinary one."""
+        custom = req.sampling_params.custom_params
+        asked = custom.get(KEY) if isinstance(custom, dict) else None
+        # SGLang warms its prefix cache for n > 1 by a request for 0 tokens: an ordinary one.
+        return asked if req.sampling_params.max_new_tokens or asked is None else None
+
+    def submit(self, client: Req, asked: object) -> None:
+        """Begin a family; a request that can't be served is answered with an error."""
+        try:
+            settings = unpack(asked, self._defaults(client))
+            family = self._family(client, settings)
+        except ValueError as error:
+            return self._fail(client, str(error), HTTPStatus.BAD_REQUEST)
+        self.families.append(family)
+        self._start(family)
+        return None
+
+    def abort(self, rid: str, everything: bool) -> None:
+        """Withdraw families: those of the requests whose id begins with `rid`, or all."""
+        for family in list(self.families):
+            if everything or family.client.rid.startswith(rid):
+                self._drop(family)
+                self._fail(family.client, "Aborted", None)
+
+    # --- around a forward pass
+
+    def offsets(self, reqs: Sequence[Req]) -> list[int] | None:
+        """How many slots each request has before it beyond its position; None: all 0."""
+        runs = [run_of(req) for req in reqs]
+        if not any(runs):
+            return None
+        return [run.prefix_length - run.start if run and run.before else 0 for run in runs]
+
+    def compose(self, req: Req, run: Run) -> None:
+        """Give a carrier the slots it sees as its cached prefix."""
+        cache = self.scheduler.tree_cache
+        req._refresh_fill_ids()
+        req.prefix_indices = run.prefix()
+        req.kv.cache_protected_len = len(req.prefix_indices)
+        req.last_node = req.last_host_node = req.best_match_node = cache.root_node_handle()
+        req.host_hit_length = req.swa_host_hit_length = req.mamba_host_hit_length = 0
+
+    def draw(self, reqs: Sequence[Req], logits: torch.Tensor) -> list[tuple[int, int]]:
+        """Draw a token for every carrier that needs one: (row, token id). logits [R, V], raw."""
+        rows, turns = [], []
+        for row, req in enumerate(reqs):
+            run = run_of(req)
+            if run is None or run.complete or req.finished() or req.inflight_middle_chunks > 0:
+                continue
+            if run.family.exhausted(run):
+                run.stopped = True
+                continue
+            rows.append(row)
+            turns.append((run.family, run.family.ahead[run.branch]))
+        if not rows:
+            return []
+        tokens = choose(logits[rows], turns)
+        for row, (_, logprob, behaviour) in zip(rows, tokens, strict=True):
+            self.drawn[run_of(reqs[row])] = logprob, behaviour
+        return [(row, token) for row, (token, _, _) in zip(rows, tokens, strict=True)]
+
+    def sampled(self, req: Req, run: Run) -> None:
+        """A carrier has got a token: end it or let it go on."""
+        family = run.family
+        if family not in self.touched:
+            self.touched.append(family)
+        token = req.output_ids[-1]
+        if run.stopped:
+            stop = True
+        else:
+            logprobs = self.drawn.pop(run, (float("nan"),) * 2)
+            step = self.scheduler.forward_ct - family.first_step
+            stop = family.sampled(run, token, *logprobs, step)
+        if stop:
+            self._keep(req, run)
+
+    def after_batch(self) -> None:
+        """Act on the tokens of a batch: forks, joins, ends."""
+        touched, self.touched = self.touched, []
+        for family in touched:
+            if family in self.families:
+                self._advance(family)
+
+    # --- accounting
+
+    @property
+    def kept(self) -> int:
+        """Slots that families hold without a running request."""
+        return sum(family.kept for family in self.families)
+
+    def outstanding(self) -> int:
+        """Slots that admitted families may still come to need."""
+        return sum(max(0, f.need - f.held) for f in self.families if f.admitted)
+
+    # --- the inside
+
+    def _defaults(self, client: Req) -> dict[str, object]:
+        plain = client.sampling_params
+        greedy = plain.top_k == 1
+        config = EngineConfig()
+        return {
+            "max_tokens": plain.max_new_tokens,
+            "temperature": 0.0 if greedy else plain.temperature,
+            "top_p": plain.top_p,
+            "top_k": 0 if greedy or plain.top_k >= TOP_K_ALL else plain.top_k,
+            "seed": plain.sampling_seed or 0,
+            "stop": plain.stop_strs if isinstance(plain.stop_strs, list) else (),
+            "max_branches": config.max_branches,
+            "max_depth": config.max_depth,
+        }
+
+    def _family(self, client: Req, settings: Settings) -> Family:
+        scheduler = self.scheduler
+        prompt = list(client.origin_input_ids)
+        config = EngineConfig(max_branches=settings.max_branches, max_depth=settings.max_depth)
+        tags = TagIds.from_tokenizer(scheduler.tokenizer) if settings.mode == "parallel" else None
+        model = scheduler.model_config
+        eos = {scheduler.tokenizer.eos_token_id, *(model.hf_eos_token_id or ())} - {None}
+        context = model.hf_text_config.max_position_embeddings
+        grammar = Grammar(scheduler.tokenizer, tags, frozenset(eos), config, settings.mode, context)
+        call = Call(0, EngineStats(), None)
+        response = Response(
+            prompt, settings.params, grammar, settings.key, call, forced=settings.forced
+        )
+        if settings.prefix:
+            response.restore(settings.prefix)
+        family = Family(response, client, scheduler.forward_ct)
+        pool = scheduler.max_total_num_tokens
+        if family.need > pool:
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens and max_tokens = {settings.params.max_tokens} "
+                f"need {family.need} slots, the pool has {pool}: raise --max-total-tokens or "
+                "lower max_tokens"
+            )
+        width = scheduler.req_to_token_pool.req_to_token.shape[1]
+        if family.need > width:
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens and max_tokens = {settings.params.max_tokens} "
+                f"need a context of {family.need}, this server's is {width}: raise "
+                "--context-length or lower max_tokens"
+            )
+        if client.return_logprob and client.logprob_start_len < len(prompt):
+            raise ValueError("logprobs of prompt tokens are not supported together with NPR")
+        return family
+
+    def _start(self, family: Family) -> None:
+        """Carriers for all runs that can begin; they go before requests that have not begun."""
+        queue = self.scheduler.waiting_queue
+        first = next((i for i, req in enumerate(queue) if not self._begun(req)), len(queue))
+        for run in family.startable():
+            run.carrier = self._carrier(family, run)
+            if family.admitted:
+                queue.insert(first, run.carrier)
+                first += 1
+            else:
+                queue.append(run.carrier)
+            run.carrier.time_stats.set_wait_queue_entry_time()
+
+    def _begun(self, req: Req) -> bool:
+        run = run_of(req)
+        return run is not None and run.family.admitted
+
+    def _carrier(self, family: Family, run: Run) -> Req:
+        client = family.client
+        params = PlainParams(max_new_tokens=1)
+        params.normalize(self.scheduler.tokenizer)
+        req = Req(
+            f"npr-{next(self._names)}-{client.rid}",
+            "",
+            # Tokens whose slots are given are never looked at.
+            array("q", [0] * run.prefix_length + run.tokens),
+            params,
+            extra_key=client.extra_key,
+            cache_salt=client.cache_salt,
+            vocab_size=client.vocab_size,
+            priority=client.priority,
+            eos_token_ids=client.eos_token_ids,
+        )
+        req.tokenizer = self.scheduler.tokenizer
+        req.logprob_start_len = -1
+        # The prompt alone (and the text up to the first fork) is plain text to the prefix cache.
+        req.skip_radix_cache_insert = bool(run.before)
+        req.npr_run = run
+        return req
+
+    def _keep(self, req: Req, run: Run) -> None:
+        """End a carrier; its slots pass to its run instead of being freed."""
+        kv = req.kv
+        row = self.scheduler.req_to_token_pool.req_to_token[kv.req_pool_idx]
+        start, owned, end = run.prefix_length, kv.cache_protected_len, kv.kv_committed_len
+        if run.complete and end != start + len(run.tokens):
+            raise AssertionError(f"a run of {len(run.tokens)} tokens has {end - start} slots")
+        run.slots = row[start:end].to(torch.int64, copy=True)
+        run.own = row[owned:end].to(torch.int64, copy=True)
+        if owned and not run.before:
+            cache = self.scheduler.tree_cache
+            receipt = cache.inc_lock_ref(req.last_node).to_dec_params()
+            run.family.locks.append((req.last_node, receipt))
+        kv.cache_protected_len = end
+        req.skip_radix_cache_insert = True
+        req.finished_reason = FINISH_MATCHED_TOKEN(matched=req.output_ids[-1])
+        run.carrier = None
+
+    def _advance(self, family: Family) -> None:
+        if not family.advance():
+            return self._start(family)
+        family.stamp()
+        trajectory = record(family.response)
+        self._drop(family)
+        self._answer(family.client, trajectory)
+        return None
+
+    def _drop(self, family: Family) -> None:
+        """Take a family out and free all it holds."""
+        self.families.remove(family)
+        self._release(family)
+
+    def _release(self, family: Family) -> None:
+        scheduler = self.scheduler
+        for run in family.runs.values():
+            if run.carrier is not None:
+                self._withdraw(run.carrier)
+            if run.own is not None and len(run.own):
+                scheduler.token_to_kv_pool_allocator.free(run.own)
+            self.drawn.pop(run, None)
+        for node, receipt in family.locks:
+            scheduler.tree_cache.dec_lock_ref(node, receipt)
+        family.locks.clear()
+        family.suspend()
+
+    def _withdraw(self, req: Req) -> None:
+        """Take a carrier from wherever it is."""
+        scheduler = self.scheduler
+        if req in scheduler.waiting_queue:
+            scheduler.waiting_queue.remove(req)
+        elif req.kv.holds_kv:
+            req.finished_reason = FINISH_ABORT("withdrawn")
+            release_kv_cache(req, scheduler.tree_cache, is_insert=False)
+
+    def _answer(self, client: Req, trajectory: object) -> None:
+        """Send the client its response in one piece."""
+        ids = trajectory.completion_ids
+        client.output_ids = array("q", ids)
+        reasons = {
+            "stop": FINISH_MATCHED_TOKEN(matched=ids[-1]),
+            "length": FINISH_LENGTH(length=len(ids)),
+        }
+        other = FINISH_MATCHED_STR(matched=trajectory.violation or trajectory.finish_reason)
+        client.finished_reason = reasons.get(trajectory.finish_reason, other)
+        client.customized_info = {KEY: [None] * (len(ids) - 1) + [to_wire(trajectory)]}
+        if client.return_logprob:
+            values = [None if value != value else value for value in trajectory.logprobs]
+            client.logprob.output_token_logprobs_val = values
+            client.logprob.output_token_logprobs_idx = list(ids)
+            client.logprob.output_top_logprobs_val = [None] * len(ids)
+            client.logprob.output_top_logprobs_idx = [None] * len(ids)
+            client.logprob.output_token_ids_logprobs_val = [None] * len(ids)
+            client.logprob.output_token_ids_logprobs_idx = [None] * len(ids)
+        client.time_stats.set_completion_time()
+        self.scheduler.output_streamer.stream_output([client], client.return_logprob)
+
+    def _fail(self, client: Req, message: str, status: HTTPStatus | None) -> None:
+        """Answer a request with an error."""
+        client.finished_reason = FINISH_ABORT(message, status)
+        client.output_ids = array("q", [])
+        client.return_logprob = False
+        self.scheduler.output_streamer.stream_output([client], False)
