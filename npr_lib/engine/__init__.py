@@ -16,6 +16,7 @@ from npr_lib.engine.api import (
     Token,
 )
 from npr_lib.engine.kv import KVPool, PoolExhaustedError
+from npr_lib.engine.sglang_engine import SGLangEngine
 from npr_lib.engine.torch_engine import TorchEngine
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Preempt",
     "Prefix",
     "Resume",
+    "SGLangEngine",
     "SamplingParams",
     "Token",
     "TorchEngine",

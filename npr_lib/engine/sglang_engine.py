@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
 
 from npr_lib.engine.api import EngineConfig, EngineStats, Prefix, SamplingParams
 from npr_lib.engine.sampling import hash_ids, mix

@@ -1,0 +1,88 @@
+"""The oracle on real SGLang, on a CPU: what CI runs (`make test-sglang`)."""
+
+import pytest
+from sglang_engines import TOKENIZER, model_of_type, sglang_engine, written_by_policy
+from test_engine_oracle import check_against_dense
+
+from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
+from npr_lib.layout import layout
+from npr_lib.tokenizer import TagIds, encode
+
+pytestmark = [pytest.mark.sglang, pytest.mark.timeout(240)]
+TAGS = TagIds.from_tokenizer(TOKENIZER)
+CONFIG = EngineConfig(num_slots=4096, max_depth=2)
+
+
+@pytest.fixture(scope="module", params=["qwen3", "llama"])
+def pair(request, tmp_path_factory):
+    """(model, SGLang on it)."""
+    model = model_of_type(request.param)
+    with sglang_engine(model, tmp_path_factory.mktemp("model"), CONFIG) as engine:
+        yield model, engine
+
+
+def test_forks_and_joins_match_a_dense_forward(pair, monkeypatch):
+    """Uneven branches, several blocks, nested, n > 1, shared prompts, truncated, invalid."""
+    model, engine = pair
+    trajectories = []
+    for seed, limits in enumerate([{"max_span": 60}, {"max_tokens": 90}, {"temperature": 0.7}]):
+        params = {"max_tokens": 300, **limits}
+        trajectories += written_by_policy(model, monkeypatch, seed, CONFIG, params, n=3)
+    replayed = engine.replay_all(trajectories, "parallel")
+    off = [check_against_dense(model, t) for t in replayed]
+    assert max(off) > 0.1, "a plain causal forward passes too: the test can't fail"
+    assert {t.finish_reason for t in trajectories} == {"stop", "length", "invalid"}
+    assert {k for t in trajectories for k in t.num_branches} == {1, 2, 3, 4, 5}
+    assert any(len(s.path) == 2 for t in trajectories for s in t.segments)
+    for again, t in zip(replayed, trajectories, strict=True):
+        assert again.completion_ids == t.completion_ids
+        assert again.sampled == t.sampled
+        assert again.layout == t.layout
+        assert again.text == t.text
+        if t.finish_reason == "stop":
+            ids = again.prompt_ids + again.completion_ids
+            assert layout(ids, TAGS, len(t.prompt_ids)) == again.layout
+
+
+def test_branches_really_run_side_by_side(pair, monkeypatch):
+    """The timeline: of the branches of a block, tokens at the same index share a step."""
+    model, engine = pair
+    trajectories = written_by_policy(model, monkeypatch, 9, CONFIG, {"max_tokens": 200}, n=2)
+    for t in engine.replay_all(trajectories, "parallel"):
+        prompt = len(t.prompt_ids)
+        if any(len(s.path) > 1 for s in t.segments):
+            continue  # a nested block holds its branch up, not the others
+        for block in {s.path[0][0] for s in t.segments if s.path}:
+            steps = [
+                [t.decode_steps[i - prompt] for i in range(s.start, s.end)]
+                for s in t.segments
+                if s.path and s.path[0][0] == block
+            ]
+            for own in zip(*steps, strict=False):
+                assert len(set(own)) == 1
+
+
+def test_replay_sequentially(pair, monkeypatch):
+    """The same ids one after the other, scored under a plain causal mask."""
+    model, engine = pair
+    trajectories = written_by_policy(model, monkeypatch, 4, CONFIG, {"max_tokens": 120}, n=1)
+    for again in engine.replay_all(trajectories, "sequential"):
+        assert all(again.sampled)
+        assert again.span == again.work
+        check_against_dense(model, again)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_sampling_is_that_of_the_embedded_engine(pair, temperature):
+    """The same uniform for the same token: equal responses up to near-ties."""
+    model, engine = pair
+    prompts = [encode(text, TOKENIZER) for text in ("A=1+2", "7;8;9=", "B", "A=1+2")]
+    params = SamplingParams(max_tokens=40, temperature=temperature, top_p=0.9, seed=3)
+    ours = TorchEngine(model, TOKENIZER, CONFIG).generate(prompts, params, n=2)
+    theirs = engine.generate(prompts, params, n=2)
+    assert len(theirs) == 8
+    for own, other in zip(ours, theirs, strict=True):
+        check_against_dense(model, other)
+        assert other.finish_reason == own.finish_reason
+        assert other.completion_ids == own.completion_ids
+        assert other.behaviour_logprobs == pytest.approx(own.behaviour_logprobs, abs=1e-4)
