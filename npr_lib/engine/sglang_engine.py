@@ -95,11 +95,7 @@ class SGLangEngine:
 
     def replay_all(self, trajectories: Sequence[Trajectory], mode: Mode) -> list[Trajectory]:
         """`replay` of several trajectories in one batch."""
-        settings = []
-        for t in trajectories:
-            params = SamplingParams(max_tokens=t.work, temperature=t.temperature)
-            own = self._settings(params, mode, 0, forced=self._forced(t, mode))
-            settings.append(replace(own, max_branches=t.max_branches, max_depth=t.max_depth))
+        settings = [self.replay_settings(t, mode) for t in trajectories]
         replayed = self._run([t.prompt_ids for t in trajectories], settings)
         for again, t in zip(replayed, trajectories, strict=True):
             if again.completion_ids != t.completion_ids:
@@ -109,6 +105,16 @@ class SGLangEngine:
                 )
             again.finish_reason, again.violation = t.finish_reason, t.violation
         return replayed
+
+    def replay_settings(self, trajectory: Trajectory, mode: Mode) -> Settings:
+        """What a request that replays this trajectory asks for."""
+        params = SamplingParams(max_tokens=trajectory.work, temperature=trajectory.temperature)
+        own = self._settings(params, mode, 0, forced=self._forced(trajectory, mode))
+        return replace(own, max_branches=trajectory.max_branches, max_depth=trajectory.max_depth)
+
+    def report(self) -> dict[str, int]:
+        """num_slots, num_used and num_cached as `KVPool` counts them, of all ranks' first."""
+        return self.engine.get_server_info()["internal_states"][0][KEY]
 
     def weights_changed(self) -> None:
         """Forget all KV of the old weights."""
@@ -168,13 +174,12 @@ def _trajectory(output: Mapping[str, Any], prompt: Sequence[int]) -> Trajectory:
 def server_arguments(model_path: str, config: EngineConfig) -> dict[str, Any]:
     """SGLang's arguments for an engine of this configuration; on a machine without a GPU, those
     of its CPU path."""
-    surplus = 8 * config.max_branches**config.max_depth
-    slots = config.num_slots + surplus
+    slots = config.num_slots
     arguments: dict[str, Any] = {
         "model_path": model_path,
         "max_total_tokens": slots,
         # A request's row holds the tokens of all branches, of which positions know nothing.
-        "context_length": slots,
+        "context_length": slots + 1,
         "max_running_requests": config.max_running * config.max_branches,
         "page_size": 1,
         "disable_overlap_schedule": True,

@@ -7,14 +7,14 @@ ends, its slots are kept by the run. So a fork shares slots, a join concatenates
 is computed twice. The state machine is the embedded engine's `Response`: it is fed in lock step
 from what the carriers have decoded, which may be ahead of it.
 
-A family whose slots were taken away (`suspend`) goes on by starting its runs again in the same
+A family whose slots were taken away goes on by starting its runs again in the same
 order, each with the tokens it has: the same prefixes, the same positions, an exact recomputation.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,11 @@ class Run:
         return waits and all(run.slots is not None for run in self.before)
 
     @property
+    def end(self) -> int:
+        """The position of its last token."""
+        return self.start + len(self.tokens) - 1
+
+    @property
     def prefix_length(self) -> int:
         """Slots before its first token (the first run has none: its prompt is its own)."""
         return sum(len(run.tokens) for run in self.before)
@@ -99,16 +104,19 @@ class Family:
         self._counts: dict[int, int] = {}  # tokens known at each position after the prompt
         self._total = 0
         self._leaves: list[Branch] | None = None
+        self.bound = response._last_position  # no token after it can be part of the response
         self._grow()
 
     @property
     def need(self) -> int:
-        """Slots that the family may come to hold at once: tokens up to the budget, and what is
-        written or sampled past the position where the budget turns out to end."""
-        config = self.response.grammar.config
-        surplus = 8 * config.max_branches**config.max_depth
+        """Slots that the family may come to hold at once."""
         budget = self.response.params.max_tokens + self.response.surplus
-        return len(self.response.prompt_ids) + budget + surplus
+        return len(self.response.prompt_ids) + budget
+
+    @property
+    def known(self) -> int:
+        """Tokens there are, the prompt's and those ahead of the response included."""
+        return len(self.response.prompt_ids) + self._total
 
     @property
     def held(self) -> int:
@@ -128,7 +136,20 @@ class Family:
 
     def startable(self) -> Iterator[Run]:
         """Runs to give a carrier now."""
-        return (run for run in list(self.runs.values()) if run.ready)
+        for run in list(self.runs.values()):
+            if run.ready:
+                run.stopped = run.end > self.bound or (not run.complete and run.end == self.bound)
+                if not run.stopped:
+                    yield run
+
+    def beyond(self) -> Iterator[Run]:
+        """Runs that have gone past the bound, which siblings behind them have moved: neither they
+        nor what begins after them can be part of the response."""
+        if self._total > self.response.params.max_tokens:
+            for run in self.runs.values():
+                if run.end > self.bound and (run.carrier is not None or run.slots is not None):
+                    run.stopped = True
+                    yield run
 
     def sampled(self, run: Run, token: int, logprob: float, behaviour: float, step: int) -> bool:
         """A carrier has drawn a token. True when the carrier is to stop at once."""
@@ -141,15 +162,13 @@ class Family:
         run.tokens.append(token)
         ahead.sampled.append(token)
         ahead.steps.append(step)
-        position = run.start + len(run.tokens) - 1
-        self._count(position)
+        self._count(run.end)
         drawn = (token, logprob, behaviour, step)
         if token in self._ends:
             run.complete, run.last = True, drawn
             return False
         ahead.queue.append(drawn)
-        over = position >= self._last_position()
-        run.stopped = over or self.exhausted(run) or self._is_end(token)
+        run.stopped = run.end >= self.bound or self.exhausted(run) or self._is_end(token)
         return run.stopped
 
     def advance(self) -> bool:
@@ -176,12 +195,6 @@ class Family:
                         (*token[:4], next(steps)) if token[3] else token for token in stretch.tokens
                     ]
 
-    def suspend(self) -> None:
-        """Its slots are gone: every run that others see must be computed again."""
-        self.admitted = False
-        for run in self.runs.values():
-            run.carrier = run.slots = run.own = None
-
     def exhausted(self, run: Run) -> bool:
         """A replay has no further token for this branch."""
         forced, ahead = self.response.forced, self.ahead[run.branch]
@@ -192,20 +205,17 @@ class Family:
         return token in self.response.grammar.eos_ids and self.response.forced is None
 
     def _count(self, position: int) -> None:
+        """Note a token, and how far the budget can reach at most: to the last position such that
+        the tokens at or before it fit."""
         self._counts[position] = self._counts.get(position, 0) + 1
         self._total += 1
-
-    def _last_position(self) -> int:
-        """No token after this position can be part of the response."""
-        last = self.response._last_position
-        if self._total < self.response.params.max_tokens:
-            return last
         over = self._total - self.response.params.max_tokens
-        top = max(self._counts)
-        while over > 0:
-            over -= self._counts.get(top, 0)
-            top -= 1
-        return min(top, last)
+        if over >= 0:
+            top = max(self._counts)
+            while over > 0:
+                over -= self._counts.get(top, 0)
+                top -= 1
+            self.bound = min(self.bound, top)
 
     def _grow(self) -> None:
         """Make the runs of the tree that are not there yet."""
@@ -253,10 +263,3 @@ class Family:
         for position in range(max(start, prompt), start + len(tokens)):
             self._count(position)
         return run
-
-
-def forced_by_path(flat: Sequence[Sequence[Sequence[int]]] | None) -> Mapping | None:
-    """{path: token ids} from its wire form [[path, ids], ...]."""
-    if flat is None:
-        return None
-    return {tuple((int(b), int(i)) for b, i in path): list(ids) for path, ids in flat}

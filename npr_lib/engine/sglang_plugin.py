@@ -189,7 +189,8 @@ def _add_request(original: Callable, adder: Any, req: Any, *args: Any, **kw: Any
     need = len(req.full_untruncated_fill_ids) - len(req.prefix_indices) + 1
     if admitted and need > adder.cur_rem_tokens:
         return AddReqResult.OTHER
-    if not admitted and family.need - len(req.prefix_indices) > adder.rem_total_tokens:
+    expected = _STATE["families"].expected(family)
+    if not admitted and expected - len(req.prefix_indices) > adder.rem_total_tokens:
         return AddReqResult.NO_TOKEN
     _STATE["adding"] = True
     try:
@@ -199,7 +200,7 @@ def _add_request(original: Callable, adder: Any, req: Any, *args: Any, **kw: Any
     added = bool(adder.can_run_list) and adder.can_run_list[-1] is req
     if added and not admitted:
         family.admitted = True
-        adder.memory_budget.total_offset += max(0, family.need - len(req.full_untruncated_fill_ids))
+        adder.memory_budget.total_offset += max(0, expected - len(req.full_untruncated_fill_ids))
     return AddReqResult.CONTINUE if added and result == AddReqResult.NO_TOKEN else result
 
 
@@ -218,19 +219,44 @@ def _retraction_order(order: list[int], reqs: Sequence[Any]) -> list[int]:
     return sorted(order, key=lambda i: not hasattr(reqs[i], "npr_run"))
 
 
-def _batch_full(scheduler: Any, *args: object, **kw: Any) -> None:
+def _internal_state(output: Any, *args: object, **kw: object) -> None:
+    output.internal_state["npr"] = _STATE["families"].report()
+
+
+def _before_prefill(scheduler: Any, *args: object, **kw: Any) -> None:
     """SGLang looks at its queue only after a request has ended; carriers wait for nobody."""
+    families = _STATE["families"]
+    families.make_room_for_chunk()
     running = kw["running_batch"] if "running_batch" in kw else args[-1]
-    if any(hasattr(req, "npr_run") for req in scheduler.waiting_queue):
+    if running.is_empty() or families.waiting:
         running.batch_is_full = False
+
+
+def _before_decode(scheduler: object, batch: Any) -> None:
+    _STATE["families"].make_room(batch)
+
+
+def _next_batch(plan: Any, *args: object, **kw: object) -> None:
+    _STATE["families"].planned(plan.batch_to_run is None)
+
+
+def _stash(original: Callable, scheduler: object, req: Any) -> None:
+    run = getattr(req, "npr_run", None)
+    if run is None or not run.before:
+        return original(scheduler, req)
+    return _STATE["families"].stash(req)
 
 
 HOOKS: dict[str, tuple[str, Callable]] = {
     "managers.scheduler.Scheduler.__init__": ("after", _scheduler_made),
     "managers.scheduler.Scheduler._add_request_to_queue": ("around", _add_to_queue),
     "managers.scheduler.Scheduler.abort_request": ("before", _abort),
+    "managers.scheduler.Scheduler.get_internal_state": ("after", _internal_state),
     "managers.scheduler.Scheduler.process_batch_result": ("after", _batch_processed),
-    "managers.scheduler.Scheduler._get_new_batch_prefill_raw": ("before", _batch_full),
+    "managers.scheduler.Scheduler.get_next_batch_to_run": ("after", _next_batch),
+    "managers.scheduler.Scheduler._get_new_batch_prefill_raw": ("before", _before_prefill),
+    "managers.scheduler.Scheduler.update_running_batch": ("before", _before_decode),
+    "managers.scheduler.Scheduler.stash_chunked_request": ("around", _stash),
     "managers.tp_worker.TpModelWorker.forward_batch_generation": ("around", _forward),
     "layers.sampler.Sampler.forward": ("around", _sample),
     "model_executor.forward_batch_info.ForwardBatch.init_new": ("after", _positions),

@@ -22,6 +22,7 @@ from sglang.srt.managers.schedule_batch import (
     Req,
 )
 from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 from sglang.srt.sampling.sampling_params import TOP_K_ALL
 from sglang.srt.sampling.sampling_params import SamplingParams as PlainParams
 
@@ -34,6 +35,7 @@ from npr_lib.engine.sglang_wire import KEY, Settings, to_wire, unpack
 from npr_lib.tokenizer import TagIds
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class Families:
         self.touched: list[Family] = []  # those that got a token in the present batch
         self.drawn: dict[Run, tuple[float, float]] = {}
         self._names = count()
+        self._nothing = 0  # batches in a row that could not be planned
 
     # --- requests come and go
 
@@ -89,6 +92,11 @@ class Families:
         if not any(runs):
             return None
         return [run.prefix_length - run.start if run and run.before else 0 for run in runs]
+
+    def stash(self, req: Req) -> None:
+        """Between two chunks of a carrier's prefill: what it has computed is its prefix now."""
+        row = self.scheduler.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
+        req.prefix_indices = row[: req.extend_range.end].to(torch.int64, copy=True)
 
     def compose(self, req: Req, run: Run) -> None:
         """Give a carrier the slots it sees as its cached prefix."""
@@ -148,8 +156,76 @@ class Families:
         return sum(family.kept for family in self.families)
 
     def outstanding(self) -> int:
-        """Slots that admitted families may still come to need."""
-        return sum(max(0, f.need - f.held) for f in self.families if f.admitted)
+        """Slots that admitted families are expected still to take."""
+        return sum(max(0, self.expected(f) - f.held) for f in self.families if f.admitted)
+
+    def expected(self, family: Family) -> int:
+        """Slots to set aside for a family. Like any request's: its prompt and the share of its
+        budget that responses have lately come to use; all that it has and a margin at least."""
+        ratio = self.scheduler.new_token_ratio_tracker.current
+        prompt = len(family.response.prompt_ids)
+        share = prompt + int(ratio * (family.need - prompt))
+        return min(family.need, max(share, family.known + len(family.ahead) + 1))
+
+    def report(self) -> dict[str, int]:
+        """Slots as `KVPool` counts them, families, and the positions that the model has."""
+        scheduler = self.scheduler
+        slots, cached = scheduler.max_total_num_tokens, scheduler.tree_cache.evictable_size()
+        free = scheduler.token_to_kv_pool_allocator.available_size()
+        context = scheduler.model_config.hf_text_config.max_position_embeddings
+        return {
+            "num_slots": slots,
+            "num_used": slots - free - cached,
+            "num_cached": cached,
+            "families": len(self.families),
+            "context": context,
+        }
+
+    # --- when the pool runs dry
+
+    def make_room(self, batch: ScheduleBatch) -> None:
+        """Suspend the youngest families until the next step of `batch` fits. The oldest goes on:
+        alone, every family fits. Ordinary requests are retracted by SGLang itself."""
+        size = batch.batch_size()
+        batch.filter_batch()
+        while not batch.is_empty() and not batch.check_decode_mem() and self._suspend_youngest():
+            batch.filter_batch()
+        if batch.batch_size() < size:
+            batch.batch_is_full = False
+
+    def make_room_for_chunk(self) -> None:
+        """The next chunk of a long prefill is allocated without asking: see to it that it fits."""
+        scheduler = self.scheduler
+        while scheduler.chunked_req is not None:
+            budget = PrefillBudget(scheduler.token_to_kv_pool_allocator, scheduler.tree_cache)
+            if budget.remaining_current >= scheduler.chunked_prefill_size:
+                return
+            if not self._suspend_youngest():
+                return
+
+    @property
+    def waiting(self) -> bool:
+        """A carrier of an admitted family is in the queue."""
+        return any(self._begun(req) for req in self.scheduler.waiting_queue)
+
+    def planned(self, nothing: bool) -> None:
+        """SGLang has planned a batch, or `nothing`. Twice nothing while families wait in the
+        middle of their responses means that they wait for each other's slots."""
+        self._nothing = self._nothing + 1 if nothing and self.waiting else 0
+        if self._nothing > 1:
+            self._suspend_youngest()
+
+    def _suspend_youngest(self) -> bool:
+        admitted = [family for family in self.families if family.admitted]
+        if len(admitted) < 2:
+            return False
+        family = admitted[-1]
+        self._release(family)
+        family.client.retraction_count += 1
+        tracker = self.scheduler.new_token_ratio_tracker
+        tracker.current = min(1.0, tracker.current + 0.1)
+        self._start(family, resumed=True)
+        return True
 
     # --- the inside
 
@@ -192,7 +268,7 @@ class Families:
                 "lower max_tokens"
             )
         width = scheduler.req_to_token_pool.req_to_token.shape[1]
-        if family.need > width:
+        if family.need >= width:
             raise ValueError(
                 f"a prompt of {len(prompt)} tokens and max_tokens = {settings.params.max_tokens} "
                 f"need a context of {family.need}, this server's is {width}: raise "
@@ -202,13 +278,13 @@ class Families:
             raise ValueError("logprobs of prompt tokens are not supported together with NPR")
         return family
 
-    def _start(self, family: Family) -> None:
+    def _start(self, family: Family, resumed: bool = False) -> None:
         """Carriers for all runs that can begin; they go before requests that have not begun."""
         queue = self.scheduler.waiting_queue
         first = next((i for i, req in enumerate(queue) if not self._begun(req)), len(queue))
         for run in family.startable():
             run.carrier = self._carrier(family, run)
-            if family.admitted:
+            if family.admitted or resumed:
                 queue.insert(first, run.carrier)
                 first += 1
             else:
@@ -262,6 +338,8 @@ class Families:
 
     def _advance(self, family: Family) -> None:
         if not family.advance():
+            for run in family.beyond():
+                self._clear(run)
             return self._start(family)
         family.stamp()
         trajectory = record(family.response)
@@ -277,22 +355,30 @@ class Families:
     def _release(self, family: Family) -> None:
         scheduler = self.scheduler
         for run in family.runs.values():
-            if run.carrier is not None:
-                self._withdraw(run.carrier)
-            if run.own is not None and len(run.own):
-                scheduler.token_to_kv_pool_allocator.free(run.own)
-            self.drawn.pop(run, None)
+            self._clear(run)
         for node, receipt in family.locks:
             scheduler.tree_cache.dec_lock_ref(node, receipt)
         family.locks.clear()
-        family.suspend()
+        family.admitted = False
+
+    def _clear(self, run: Run) -> None:
+        """Free what a run holds; its tokens stay."""
+        if run.carrier is not None:
+            self._withdraw(run.carrier)
+        if run.own is not None and len(run.own):
+            self.scheduler.token_to_kv_pool_allocator.free(run.own)
+        run.carrier = run.slots = run.own = None
+        self.drawn.pop(run, None)
 
     def _withdraw(self, req: Req) -> None:
         """Take a carrier from wherever it is."""
         scheduler = self.scheduler
         if req in scheduler.waiting_queue:
             scheduler.waiting_queue.remove(req)
-        elif req.kv.holds_kv:
+            return
+        if req is scheduler.chunked_req:
+            scheduler.chunked_req = None
+        if req.kv.holds_kv:
             req.finished_reason = FINISH_ABORT("withdrawn")
             release_kv_cache(req, scheduler.tree_cache, is_insert=False)
 

@@ -1,0 +1,92 @@
+"""SGLang with too little room, aborts in the middle, few requests at once: nothing is lost."""
+
+import asyncio
+import random
+
+import pytest
+from sglang_engines import model_of_type, sglang_engine, written_by_policy
+from test_engine_oracle import check_against_dense
+
+from npr_lib.engine import EngineConfig
+from npr_lib.engine.sglang_wire import KEY, from_wire, pack
+
+pytestmark = [pytest.mark.sglang, pytest.mark.slow]
+MODEL = model_of_type("qwen3")
+
+
+async def run_all(engine, trajectories, rng, abort_share):
+    """Replay all at once, withdrawing some on the way: (outputs, the withdrawn indices). A watchdog
+    proves progress: some request ends at least every 60 seconds."""
+    manager = engine.engine.tokenizer_manager
+    aborted = {i for i in range(len(trajectories)) if rng.random() < abort_share}
+    ended = 0
+
+    async def one(index, t):
+        nonlocal ended
+        await asyncio.sleep(rng.random() * 2)
+        settings = engine.replay_settings(t, "parallel")
+        call = engine.engine.async_generate(
+            input_ids=t.prompt_ids,
+            sampling_params={"max_new_tokens": t.work, "custom_params": pack(settings)},
+            rid=f"request-{index}-",
+        )
+        task = asyncio.create_task(call)
+        if index in aborted:
+            await asyncio.sleep(rng.random())
+            manager.abort_request(f"request-{index}-")
+        output = await task
+        ended += 1
+        return output
+
+    work = asyncio.gather(*(one(i, t) for i, t in enumerate(trajectories)))
+    while not work.done():
+        before = ended
+        await asyncio.wait([work], timeout=60)
+        assert work.done() or ended > before, f"no progress: {ended} of {len(trajectories)} ended"
+    return work.result(), aborted
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("chunk", [-1, 16])
+def test_three_hundred_requests_in_a_small_pool(chunk, monkeypatch, tmp_path):
+    """With SGLang's strict memory checks on (see CHECKS): any leak ends the test. SGLang is told
+    to admit requests as if they hardly needed room, so that they get in each other's way."""
+    config = EngineConfig(max_depth=2)
+    rng = random.Random(7)
+    trajectories = []
+    for seed in range(25):
+        params = {"max_tokens": rng.choice([60, 120, 200]), "max_span": rng.choice([None, 60])}
+        trajectories += written_by_policy(MODEL, monkeypatch, seed, config, params, n=3)
+    assert len(trajectories) == 300
+    slots = int(1.3 * max(len(t.prompt_ids) + t.work for t in trajectories))
+    with sglang_engine(
+        MODEL,
+        tmp_path,
+        config,
+        max_total_tokens=slots,
+        max_running_requests=3,  # fewer than the branches of most families
+        chunked_prefill_size=chunk,
+        schedule_conservativeness=0.02,
+    ) as engine:
+        loop = engine.engine.loop
+        outputs, aborted = loop.run_until_complete(run_all(engine, trajectories, rng, 0.3))
+        withdrawn = 0
+        retractions = 0
+        for index, (output, t) in enumerate(zip(outputs, trajectories, strict=True)):
+            meta = output["meta_info"]
+            if meta["finish_reason"]["type"] == "abort":
+                assert index in aborted
+                withdrawn += 1
+                continue
+            again = from_wire(meta[KEY][-1], t.prompt_ids)
+            assert again.completion_ids == t.completion_ids
+            assert again.layout == t.layout
+            retractions += meta["num_retractions"]
+            if index % 5 == 0:
+                check_against_dense(MODEL, again)
+            assert again.logprobs == pytest.approx(t.logprobs, abs=1e-4, nan_ok=True)
+        assert withdrawn > 10, "hardly a request was withdrawn in time: the test shows nothing"
+        assert retractions > 10, "no family was ever suspended: the test shows nothing"
+        assert engine.report()["num_used"] == engine.report()["families"] == 0
+        engine.weights_changed()
+        assert engine.report()["num_cached"] == 0
