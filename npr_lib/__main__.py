@@ -18,6 +18,7 @@ NPR Workbench: train small models that reason in parallel branches, and look at 
   python -m npr_lib run --profile tiny --run wide -p npr.grpo.max_steps=60
   python -m npr_lib explore tiny              JupyterLab on the rollouts of that run
   python -m npr_lib bench                     the engine against transformers, on this machine
+  python -m npr_lib serve MODEL               stock SGLang's server with the NPR plugin
 """
 
 
@@ -72,6 +73,16 @@ def parser() -> argparse.ArgumentParser:
     )
     explore.set_defaults(command=_explore)
     _add_bench(commands)
+
+    server = commands.add_parser(
+        "serve",
+        help="SGLang's own server, taught to fork and join",
+        description="Serve a model by stock SGLang with the NPR plugin (docs/sglang.md). What "
+        "follows the model is handed on to SGLang: --port 30000 --tp-size 2 ...",
+    )
+    server.add_argument("model", metavar="MODEL", help="folder or hub name of a model")
+    server.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="SGLang's options")
+    server.set_defaults(command=_serve)
     return top
 
 
@@ -156,6 +167,12 @@ def _bench(options: argparse.Namespace) -> None:
         options.out or bench.OUT,
     )
     print(_shown(page))
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from npr_lib.engine.sglang_backend import serve
+
+    serve(options.model, options.options)
 
 
 def _shown(path: Path) -> str:

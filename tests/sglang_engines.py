@@ -5,12 +5,15 @@ import random
 from contextlib import contextmanager
 
 import psutil
+import torch
 from oracles import random_model
 from policies import random_policy
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine, TorchEngine
 from npr_lib.engine.branch import Response
-from npr_lib.tokenizer import encode, tiny_tokenizer
+from npr_lib.layout import dense_mask, layout
+from npr_lib.tokenizer import TagIds, encode, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 CHECKS = {
@@ -27,6 +30,87 @@ def model_of_type(model_type, seed=0):
         if model.config.model_type == model_type:
             return model
     raise AssertionError(model_type)
+
+
+def digits_response(digits):
+    """A response whose shape is its prompt's: a plan and a step a digit, the step as long as the
+    digit is large; two blocks if the first digit is odd. Token ids of prompt and completion."""
+    text = "".join(
+        "<guideline>"
+        + "".join(f"<plan>{i}:{d}</plan>" for i, d in enumerate(digits, 1))
+        + "</guideline>"
+        + "".join(f"<step>{i}:{str(d) * (1 + d)}</step>" for i, d in enumerate(digits, 1))
+        + f"<takeaway>{digits[0]}</takeaway>"
+        for _ in range(1 + digits[0] % 2)
+    )
+    prompt = digits_prompt(digits)
+    pieces = text.replace("<", "\n<").replace(">", ">\n").split("\n")
+    tags = {f"<{'/' * end}{name}>" for name in _TAG_NAMES for end in (0, 1)}
+    ids = [
+        TOKENIZER.convert_tokens_to_ids(piece) if piece in tags else encode(piece, TOKENIZER)
+        for piece in pieces
+        if piece
+    ]
+    flat = [i for piece in ids for i in (piece if isinstance(piece, list) else [piece])]
+    return [*prompt, *flat, TOKENIZER.eos_token_id], len(prompt)
+
+
+def digits_prompt(digits):
+    return encode("".join(map(str, digits)) + "=", TOKENIZER)
+
+
+_TAG_NAMES = ("guideline", "plan", "step", "takeaway")
+
+
+def forking_model(model_type, steps=250, seed=0):
+    """A small model that has learnt, under the parallel mask, to answer digits by
+    `digits_response`: it forks of its own accord. About 20 s."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    options = {
+        "vocab_size": len(TOKENIZER),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "eos_token_id": TOKENIZER.eos_token_id,
+        "pad_token_id": TOKENIZER.pad_token_id,
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **options))
+    model.set_attn_implementation("eager")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    tags = TagIds.from_tokenizer(TOKENIZER)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min(1, step / 20, 3 * (steps - step) / steps)
+        batch = [digits_response(random_digits(rng)) for _ in range(16)]
+        longest = max(len(ids) for ids, _ in batch)
+        ids = torch.zeros(16, longest, dtype=torch.long)
+        positions = torch.zeros_like(ids)
+        mask = torch.eye(longest, dtype=torch.bool).repeat(16, 1, 1)
+        labels = torch.full_like(ids, -100)
+        for row, (tokens, prompt) in enumerate(batch):
+            n, own = len(tokens), layout(tokens, tags, prompt)
+            ids[row, :n] = torch.tensor(tokens)
+            positions[row, :n] = torch.from_numpy(own.position_ids)
+            mask[row, :n, :n] = dense_mask(own)
+            labels[row, prompt - 1 : n - 1] = ids[row, prompt:n]
+        bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+        logits = model(
+            input_ids=ids, position_ids=positions, attention_mask=bias[:, None], use_cache=False
+        ).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def random_digits(rng):
+    return [rng.randint(0, 6) for _ in range(rng.randint(1, 5))]
 
 
 @contextmanager

@@ -10,8 +10,6 @@ as the embedded engine does is in docs/sglang.md.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from npr_lib.engine.api import EngineConfig, EngineStats, Prefix, SamplingParams
+from npr_lib.engine.api import EngineConfig, Prefix, SamplingParams
 from npr_lib.engine.sampling import hash_ids, mix
-from npr_lib.engine.sglang_plugin import SWITCH
+from npr_lib.engine.sglang_backend import InProcess, Server, server_arguments
 from npr_lib.engine.sglang_wire import KEY, Settings, from_wire, pack
 from npr_lib.layout import BranchPath, by_branch, layout, sampled_tokens
 from npr_lib.tokenizer import TagIds, encode
@@ -33,6 +31,8 @@ from npr_lib.trajectory import Mode, Trajectory
 class SGLangEngine:
     """Implements `npr_lib.engine.api.Engine` over `sglang.Engine`, or over a server's url.
 
+    model: one that is being trained; `weights_changed` then hands its weights to SGLang.
+    tokenizer: the model's [the one at the model's path].
     server_args: any of SGLang's own (tp_size, attention_backend, ...).
     """
 
@@ -41,20 +41,25 @@ class SGLangEngine:
         model_path: str | Path | None = None,
         config: EngineConfig | None = None,
         url: str | None = None,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         **server_args: Any,
     ) -> None:
         if (model_path is None) == (url is None):
             raise ValueError("SGLangEngine wants a model_path, or the url of a server")
         self.config = config or EngineConfig()
-        self.stats = EngineStats()
-        self.url = url
-        self.engine = None
+        self.model = model
         if url is None:
-            arguments = server_arguments(str(model_path), self.config) | server_args
-            self.engine = launch(arguments)
-            self.tokenizer = self.engine.tokenizer_manager.tokenizer
+            self.backend: InProcess | Server = InProcess(
+                server_arguments(str(model_path), self.config) | server_args
+            )
         else:
-            raise NotImplementedError
+            if server_args:
+                raise ValueError(f"a running server takes no {', '.join(server_args)}")
+            self.backend = Server(url)
+        path = model_path if url is None else self.backend.tokenizer_path()
+        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
+        self.context = self.report()["context"]
 
     def generate(
         self,
@@ -113,18 +118,20 @@ class SGLangEngine:
         return replace(own, max_branches=trajectory.max_branches, max_depth=trajectory.max_depth)
 
     def report(self) -> dict[str, int]:
-        """num_slots, num_used and num_cached as `KVPool` counts them, of all ranks' first."""
-        return self.engine.get_server_info()["internal_states"][0][KEY]
+        """num_slots, num_used and num_cached as `KVPool` counts them; of the first rank."""
+        return self.backend.report()
 
     def weights_changed(self) -> None:
-        """Forget all KV of the old weights."""
-        self.engine.flush_cache()
+        """Take over the weights of the model that is being trained, if there is one, and forget
+        all KV of the old ones."""
+        if self.model is None:
+            self.backend.flush()
+        else:
+            self.backend.update_weights(self.model)
 
     def shutdown(self) -> None:
-        """End the engine's processes."""
-        if self.engine is not None:
-            self.engine.shutdown()
-            self.engine = None
+        """End the engine's processes; a server goes on."""
+        self.backend.shutdown()
 
     def _settings(self, params: SamplingParams, mode: Mode, key: int, **more: Any) -> Settings:
         return Settings(params, mode, key, self.config.max_branches, self.config.max_depth, **more)
@@ -135,6 +142,10 @@ class SGLangEngine:
         )
         if not ids:
             raise ValueError(f"prompt {index} is empty")
+        if len(ids) >= self.context:
+            raise ValueError(
+                f"prompt {index} has {len(ids)} tokens, the model's context is {self.context}"
+            )
         return ids
 
     def _forced(self, trajectory: Trajectory, mode: Mode) -> dict[BranchPath, list[int]]:
@@ -149,16 +160,14 @@ class SGLangEngine:
         return by_branch(structure, ids, sampled_tokens(every, structure, self.tokenizer))
 
     def _run(self, prompts: list[list[int]], settings: list[Settings]) -> list[Trajectory]:
+        if not prompts:
+            return []
         sampling = [
             {"max_new_tokens": own.params.max_tokens, "custom_params": pack(own)}
             for own in settings
         ]
-        if not prompts:
-            return []
-        outputs = self.engine.generate(input_ids=prompts, sampling_params=sampling)
-        return [
-            _trajectory(output, prompt) for output, prompt in zip(outputs, prompts, strict=True)
-        ]
+        outputs = self.backend.generate(prompts, sampling)
+        return [_trajectory(out, prompt) for out, prompt in zip(outputs, prompts, strict=True)]
 
 
 def _trajectory(output: Mapping[str, Any], prompt: Sequence[int]) -> Trajectory:
@@ -166,55 +175,7 @@ def _trajectory(output: Mapping[str, Any], prompt: Sequence[int]) -> Trajectory:
     reason = meta["finish_reason"]
     if reason["type"] == "abort":
         raise ValueError(reason["message"])
-    if KEY not in meta:
-        raise RuntimeError(f"the server does not know NPR: start it with {SWITCH}=1")
     return from_wire(meta[KEY][-1], prompt)
-
-
-def server_arguments(model_path: str, config: EngineConfig) -> dict[str, Any]:
-    """SGLang's arguments for an engine of this configuration; on a machine without a GPU, those
-    of its CPU path."""
-    slots = config.num_slots
-    arguments: dict[str, Any] = {
-        "model_path": model_path,
-        "max_total_tokens": slots,
-        # A request's row holds the tokens of all branches, of which positions know nothing.
-        "context_length": slots + 1,
-        "max_running_requests": config.max_running * config.max_branches,
-        "page_size": 1,
-        "disable_overlap_schedule": True,
-        "chunked_prefill_size": -1,
-    }
-    if not torch.cuda.is_available():
-        arguments |= {
-            "device": "cpu",
-            "dtype": "float32",
-            "attention_backend": "torch_native",
-            "sampling_backend": "pytorch",
-            "disable_cuda_graph": True,
-            "disable_custom_all_reduce": True,
-            "mem_fraction_static": 0.3,
-        }
-    return arguments
-
-
-def prepare_environment() -> None:
-    """What SGLang's processes must find in their environment, before it is imported."""
-    os.environ[SWITCH] = "1"
-    os.environ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"] = "1"
-    if not torch.cuda.is_available():
-        if os.environ.get("SGLANG_USE_CPU_ENGINE") != "1" and "sglang" in sys.modules:
-            raise RuntimeError("sglang was imported without SGLANG_USE_CPU_ENGINE=1")
-        os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def launch(arguments: Mapping[str, Any]) -> Any:
-    """`sglang.Engine` with the plugin."""
-    prepare_environment()
-    import sglang
-
-    return sglang.Engine(**arguments)
 
 
 def _one_each(values: object, kind: object, count: int, name: str) -> Sequence[Any]:

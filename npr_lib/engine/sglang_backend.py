@@ -1,0 +1,183 @@
+"""Where SGLang runs: `InProcess`, as children of this process, or a `Server` somewhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import torch
+from transformers import PreTrainedModel
+
+from npr_lib.engine.api import EngineConfig
+from npr_lib.engine.sglang_plugin import SWITCH
+from npr_lib.engine.sglang_wire import KEY
+
+_BUCKET = 512 * 2**20  # bytes of weights handed over at once
+_AT_ONCE = 512  # requests to a server at once
+
+
+def cpu_arguments() -> dict[str, Any]:
+    """SGLang's arguments on a machine without a GPU (its tests' CPU path); {} with one."""
+    if torch.cuda.is_available():
+        return {}
+    return {
+        "device": "cpu",
+        "dtype": "float32",
+        "attention_backend": "torch_native",
+        "sampling_backend": "pytorch",
+        "disable_cuda_graph": True,
+        "disable_custom_all_reduce": True,
+        "mem_fraction_static": 0.3,
+        "chunked_prefill_size": -1,
+    }
+
+
+def server_arguments(model_path: str, config: EngineConfig) -> dict[str, Any]:
+    """SGLang's arguments for an engine of this configuration."""
+    return {
+        "model_path": model_path,
+        "max_total_tokens": config.num_slots,
+        # A request's row holds the tokens of all branches, of which positions know nothing.
+        "context_length": config.num_slots + 1,
+        "max_running_requests": config.max_running * config.max_branches,
+        "page_size": 1,
+        "disable_overlap_schedule": True,
+        **cpu_arguments(),
+    }
+
+
+def environment() -> dict[str, str]:
+    """What SGLang's processes must find in their environment when they start."""
+    own = {SWITCH: "1", "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}
+    if not torch.cuda.is_available():
+        own |= {"SGLANG_USE_CPU_ENGINE": "1"}
+        # Left to itself it takes a thread a core in each process, and is 10 to 20 times slower.
+        own |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    return own
+
+
+def serve(model_path: str, options: Sequence[str]) -> None:
+    """Become SGLang's own server with the plugin. options: SGLang's, stronger than the defaults."""
+    arguments = ["--model-path", model_path, "--page-size", "1", "--disable-overlap-schedule"]
+    for name, value in cpu_arguments().items():
+        arguments.append("--" + name.replace("_", "-"))
+        arguments += [] if value is True else [str(value)]
+    command = [sys.executable, "-m", "sglang.launch_server", *arguments, *options]
+    os.execve(sys.executable, command, {**os.environ, **environment()})
+
+
+class InProcess:
+    """`sglang.Engine` with the plugin."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        own = environment()
+        if "sglang" in sys.modules and any(os.environ.get(k) != v for k, v in own.items()):
+            raise RuntimeError("sglang was imported before the first SGLangEngine was made")
+        os.environ.update(own)
+        import sglang
+
+        self.engine = sglang.Engine(**arguments)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """SGLang's answers, one a prompt."""
+        return self.engine.generate(input_ids=list(prompts), sampling_params=list(sampling))
+
+    def report(self) -> dict[str, int]:
+        return self.engine.get_server_info()["internal_states"][0][KEY]
+
+    def flush(self) -> None:
+        answer = self.engine.flush_cache()
+        if not answer.success:
+            raise RuntimeError(f"SGLang could not flush its cache: {answer.message}")
+
+    def update_weights(self, model: PreTrainedModel) -> None:
+        """Hand over a model's weights, and flush."""
+        buckets = list(_buckets(model))
+        for i, bucket in enumerate(buckets, 1):
+            last = i == len(buckets)
+            success, message = self.engine.update_weights_from_tensor(bucket, flush_cache=last)
+            if not success:
+                raise RuntimeError(f"SGLang could not take the new weights: {message}")
+
+    def shutdown(self) -> None:
+        self.engine.shutdown()
+
+
+class Server:
+    """A `python -m npr_lib serve`, or a router in front of several."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        if KEY not in self._internal_state():
+            raise RuntimeError(
+                f"{self.url} is an SGLang without NPR: start it with 'python -m npr_lib serve'"
+            )
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """One HTTP request a response, so that a router can spread them."""
+        bodies = [
+            {"input_ids": list(prompt), "sampling_params": own}
+            for prompt, own in zip(prompts, sampling, strict=True)
+        ]
+        with ThreadPoolExecutor(min(_AT_ONCE, len(bodies))) as pool:
+            return list(pool.map(lambda body: self._post("/generate", body), bodies))
+
+    def report(self) -> dict[str, int]:
+        return self._internal_state()[KEY]
+
+    def tokenizer_path(self) -> str:
+        return self._call(Request(self.url + "/model_info"))["tokenizer_path"]
+
+    def flush(self) -> None:
+        with urlopen(Request(self.url + "/flush_cache", method="POST")) as answer:
+            answer.read()
+
+    def update_weights(self, model: PreTrainedModel) -> None:
+        """Hand over a model's weights through a folder, which the server must see too (SGLang's
+        HTTP interface takes tensors from the same machine only). It flushes its cache."""
+        with tempfile.TemporaryDirectory(prefix="npr-weights-") as folder:
+            model.save_pretrained(folder)
+            self._post("/update_weights_from_disk", {"model_path": folder})
+
+    def shutdown(self) -> None:
+        """Whoever started the server ends it."""
+
+    def _internal_state(self) -> dict[str, Any]:
+        return self._call(Request(self.url + "/server_info"))["internal_states"][0]
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        data = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        return self._call(Request(self.url + path, data, headers))
+
+    def _call(self, request: Request) -> Any:
+        try:
+            with urlopen(request) as answer:
+                return json.load(answer)
+        except HTTPError as error:
+            raise ValueError(f"{request.full_url}: {error.read().decode()}") from error
+
+
+def _buckets(model: PreTrainedModel) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """Names and copies of a model's weights, a limited number of bytes at a time."""
+    bucket: list[tuple[str, torch.Tensor]] = []
+    size = 0
+    for name, parameter in model.named_parameters():
+        bucket.append((name, parameter.detach().clone()))
+        size += parameter.nbytes
+        if size > _BUCKET:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
