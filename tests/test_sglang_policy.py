@@ -3,6 +3,7 @@ and with ordinary requests."""
 
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -47,8 +48,6 @@ def engine(model, folder):
 
 
 def prompts(count, seed=0):
-    import random
-
     rng = random.Random(seed)
     return [digits_prompt(random_digits(rng)) for _ in range(count)]
 
@@ -89,7 +88,8 @@ import json, sys
 import sglang
 if __name__ == "__main__":
     engine = sglang.Engine(**json.loads(sys.argv[1]))
-    out = engine.generate(input_ids=json.loads(sys.argv[2]), sampling_params=json.loads(sys.argv[3]))
+    prompts, params = map(json.loads, sys.argv[2:])
+    out = engine.generate(input_ids=prompts, sampling_params=params)
     engine.shutdown()
     print("ANSWER" + json.dumps([o["output_ids"] for o in out]))
 """
@@ -131,7 +131,7 @@ def test_papo_steps_with_sglang_rollouts(model, engine, tmp_path):
     )
     rewards = iter([1.0, -1.0, 0.5, -1.0] * 12)
     settings = RolloutSettings(
-        SamplingParams(max_tokens=100), "parallel", lambda r_f, r_a: next(rewards), 1e-3
+        SamplingParams(max_tokens=100), "parallel", lambda r_f, r_a: next(rewards)
     )
     args = GRPOConfig(
         **{
@@ -147,14 +147,16 @@ def test_papo_steps_with_sglang_rollouts(model, engine, tmp_path):
         }
     )
     before = [p.detach().clone() for p in model.parameters()]
-    engine.model = model
+    engine.follow(model)
     try:
         trainer = RolloutTrainer(model, TOKENIZER, args, engine, problems, "{problem}=", settings)
         trainer.train()
     finally:
-        engine.model = None
-    gaps = [row["logprob_gap"] for row in trainer.state.log_history if "logprob_gap" in row]
+        engine.follow(None)
+    key = "sampling/sampling_logp_difference/max"
+    gaps = [row[key] for row in trainer.state.log_history if key in row]
     assert len(gaps) == 2
+    print("max |trainer - engine| logprob:", gaps)
     assert max(gaps) <= 1e-3
     moved = max((p - b).abs().max().item() for p, b in zip(model.parameters(), before, strict=True))
     assert moved > 1e-3, "the weights did not change: the test shows nothing"

@@ -102,11 +102,11 @@ class InProcess:
     def update_weights(self, model: PreTrainedModel) -> None:
         """Hand over a model's weights, and flush."""
         buckets = list(_buckets(model))
+        _succeeded(self.engine.begin_weight_update())
         for i, bucket in enumerate(buckets, 1):
             last = i == len(buckets)
-            success, message = self.engine.update_weights_from_tensor(bucket, flush_cache=last)
-            if not success:
-                raise RuntimeError(f"SGLang could not take the new weights: {message}")
+            _succeeded(self.engine.update_weights_from_tensor(bucket, flush_cache=last))
+        _succeeded(self.engine.end_weight_update())
 
     def shutdown(self) -> None:
         self.engine.shutdown()
@@ -167,6 +167,12 @@ class Server:
                 return json.load(answer)
         except HTTPError as error:
             raise ValueError(f"{request.full_url}: {error.read().decode()}") from error
+
+
+def _succeeded(answer: tuple[bool, str]) -> None:
+    success, message = answer
+    if not success:
+        raise RuntimeError(f"SGLang could not take the new weights: {message}")
 
 
 def _buckets(model: PreTrainedModel) -> Iterator[list[tuple[str, torch.Tensor]]]:

@@ -20,6 +20,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from npr_lib.engine.api import EngineConfig, Prefix, SamplingParams
+from npr_lib.engine.attention import use_npr_attention
 from npr_lib.engine.sampling import hash_ids, mix
 from npr_lib.engine.sglang_backend import InProcess, Server, server_arguments
 from npr_lib.engine.sglang_wire import KEY, Settings, from_wire, pack
@@ -48,7 +49,7 @@ class SGLangEngine:
         if (model_path is None) == (url is None):
             raise ValueError("SGLangEngine wants a model_path, or the url of a server")
         self.config = config or EngineConfig()
-        self.model = model
+        self.model: PreTrainedModel | None = None
         if url is None:
             self.backend: InProcess | Server = InProcess(
                 server_arguments(str(model_path), self.config) | server_args
@@ -60,6 +61,15 @@ class SGLangEngine:
         path = model_path if url is None else self.backend.tokenizer_path()
         self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
         self.context = self.report()["context"]
+        if model is not None:
+            self.follow(model)
+
+    def follow(self, model: PreTrainedModel | None) -> None:
+        """From now on `weights_changed` hands the weights of this model to SGLang (None: of none).
+        It gets the attention that a trainer needs for the trajectories' layouts."""
+        if model is not None:
+            use_npr_attention(model)
+        self.model = model
 
     def generate(
         self,

@@ -105,6 +105,7 @@ class Family:
         self._total = 0
         self._leaves: list[Branch] | None = None
         self.bound = response._last_position  # no token after it can be part of the response
+        self._flow = self._settle(response.root)
         self._grow()
 
     @property
@@ -184,6 +185,37 @@ class Family:
             if not response.finish_reason:
                 self._grow()
         return True
+
+    def settled(self) -> list[int]:
+        """Token ids, in the order of the finished response, that nothing can change any more and
+        that were not told before: up to the first branch that still grows."""
+        ids: list[int] = []
+        for token in self._flow:
+            if token is None:
+                break
+            ids.append(token)
+        return ids
+
+    def _settle(self, branch: Branch) -> Iterator[int | None]:
+        """A branch's tokens one after the other; None where the next one isn't certain yet."""
+        number = index = 0
+        while True:
+            item = branch.items[number] if number < len(branch.items) else None
+            if isinstance(item, list):
+                for child in item:
+                    yield from self._settle(child)
+            elif item is not None and index < len(item.tokens):
+                # What lies at or before the frontier was accepted for good.
+                certain = item.start + index <= self.response.turn[0].position
+                yield item.tokens[index][0] if certain else None
+                index += certain
+                continue
+            elif branch.ended and number + 1 >= len(branch.items):
+                return
+            elif number + 1 >= len(branch.items):
+                yield None
+                continue
+            number, index = number + 1, 0
 
     def stamp(self) -> None:
         """Give every sampled token of the record the engine step that drew it."""

@@ -340,6 +340,8 @@ class Families:
         if not family.advance():
             for run in family.beyond():
                 self._clear(run)
+            if family.client.stream:
+                self._stream(family)
             return self._start(family)
         family.stamp()
         trajectory = record(family.response)
@@ -381,6 +383,12 @@ class Families:
         if req.kv.holds_kv:
             req.finished_reason = FINISH_ABORT("withdrawn")
             release_kv_cache(req, scheduler.tree_cache, is_insert=False)
+
+    def _stream(self, family: Family) -> None:
+        client, ids = family.client, family.settled()
+        if ids:
+            client.output_ids.extend(ids)
+            self.scheduler.output_streamer.stream_output([client], False)
 
     def _answer(self, client: Req, trajectory: object) -> None:
         """Send the client its response in one piece."""
