@@ -1,10 +1,14 @@
 """The oracle on real SGLang, on a CPU: what CI runs (`make test-sglang`)."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from sglang_engines import TOKENIZER, model_of_type, sglang_engine, written_by_policy
 from test_engine_oracle import check_against_dense
 
-from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
+from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine, TorchEngine, sglang_backend
 from npr_lib.layout import layout
 from npr_lib.tokenizer import TagIds, encode
 
@@ -86,3 +90,38 @@ def test_sampling_is_that_of_the_embedded_engine(pair, temperature):
         assert other.finish_reason == own.finish_reason
         assert other.completion_ids == own.completion_ids
         assert other.behaviour_logprobs == pytest.approx(own.behaviour_logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "broken, message",
+    [
+        ("plugin.SUPPORTED = ('9.9',)", "pip install sglang==9.9"),
+        ("plugin.HOOKS['managers.scheduler.Scheduler.fork'] = ('after', print)", "Scheduler.fork"),
+        ("plugin.HOOKS['managers.fork.Fork.join'] = ('after', print)", "fork.Fork.join"),
+    ],
+)
+def test_the_plugin_refuses_what_it_does_not_know(broken, message):
+    """Another version, a hook that finds nothing: SGLang's process ends, and says why."""
+    code = f"import npr_lib.engine.sglang_plugin as plugin; {broken}; plugin.register()"
+    environment = {**os.environ, **sglang_backend.environment()}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+def test_options_that_do_not_work_are_refused_before_anything_starts():
+    with pytest.raises(ValueError, match="page_size = 16 is not supported, use --page-size 1"):
+        SGLangEngine("nowhere", CONFIG, page_size=16)
+    with pytest.raises(ValueError, match="use --disable-overlap-schedule"):
+        SGLangEngine("nowhere", CONFIG, disable_overlap_schedule=False)
+
+
+def test_requests_that_cannot_be_served_are_refused(pair):
+    _, engine = pair
+    with pytest.raises(ValueError, match="4097"):
+        engine.generate([[20, 21]], SamplingParams(max_tokens=4095))
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        engine.generate([[20], []], SamplingParams())
+    assert engine.generate([[20, 21]], SamplingParams(max_tokens=4094, max_span=5))[0].span <= 5
+    assert engine.report()["num_used"] == engine.report()["families"] == 0

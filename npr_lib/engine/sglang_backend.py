@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from npr_lib.engine.api import EngineConfig
-from npr_lib.engine.sglang_plugin import SWITCH
+from npr_lib.engine.sglang_plugin import SWITCH, refusals
 from npr_lib.engine.sglang_wire import KEY
 
 _BUCKET = 512 * 2**20  # bytes of weights handed over at once
@@ -77,6 +77,9 @@ class InProcess:
     """`sglang.Engine` with the plugin."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
+        problems = refusals(arguments)
+        if problems:  # here, since what a scheduler raises while it starts ends this process
+            raise ValueError("NPR on SGLang: " + "; ".join(problems))
         own = environment()
         if "sglang" in sys.modules and any(os.environ.get(k) != v for k, v in own.items()):
             raise RuntimeError("sglang was imported before the first SGLangEngine was made")

@@ -8,7 +8,7 @@ where an option is set that it can't work with. How it works, and why each hook:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pkgutil import resolve_name
 from typing import Any
@@ -37,39 +37,45 @@ def register() -> None:
     for target, (kind, hook) in HOOKS.items():
         HookRegistry.register(_ROOT + target, hook, HookType(kind))
     HookRegistry.apply_hooks()
-    missing = [target for target, original in before.items() if _attribute(target) is original]
-    if missing:
-        raise SystemExit(f"NPR on SGLang: no effect of the hooks on {', '.join(missing)}")
+    idle = [target for target, original in before.items() if _attribute(target) is original]
+    if idle:
+        raise SystemExit(
+            f"NPR on SGLang: no effect of the hooks on {', '.join(idle)} in SGLang {installed}: "
+            f"install one of the supported versions, {', '.join(SUPPORTED)}"
+        )
 
 
-def refusals(server_args: object) -> list[str]:
-    """Why the plugin can't work with these server arguments, and what to set; [] if it can."""
+def refusals(arguments: Mapping[str, object]) -> list[str]:
+    """Why the plugin can't work with these arguments of SGLang's, and what to say instead; [] if
+    it can. What isn't among them is not looked at."""
     wanted = {
-        "page_size": (1, "--page-size 1"),
-        "disable_overlap_schedule": (True, "--disable-overlap-schedule"),
-        "pp_size": (1, "--pp-size 1"),
-        "speculative_algorithm": (None, "no --speculative-algorithm"),
-        "enable_mixed_chunk": (False, "no --enable-mixed-chunk"),
-        "enable_hierarchical_cache": (False, "no --enable-hierarchical-cache"),
-        "disaggregation_mode": ("null", "no --disaggregation-mode"),
-        "enable_dp_attention": (False, "no --enable-dp-attention"),
-        "enable_priority_scheduling": (False, "no --enable-priority-scheduling"),
-        "skip_tokenizer_init": (False, "no --skip-tokenizer-init"),
-        "schedule_policy": ("fcfs", "--schedule-policy fcfs"),
-        "enable_lora": ((None, False), "no LoRA"),
+        "page_size": ((1,), "--page-size 1"),
+        "disable_overlap_schedule": ((True,), "--disable-overlap-schedule"),
+        "pp_size": ((1,), "--pp-size 1"),
+        "speculative_algorithm": ((None,), "no --speculative-algorithm"),
+        "enable_mixed_chunk": ((False,), "no --enable-mixed-chunk"),
+        "enable_hierarchical_cache": ((False,), "no --enable-hierarchical-cache"),
+        "disaggregation_mode": (("null",), "no --disaggregation-mode"),
+        "enable_dp_attention": ((False,), "no --enable-dp-attention"),
+        "enable_priority_scheduling": ((False,), "no --enable-priority-scheduling"),
+        "skip_tokenizer_init": ((False,), "no --skip-tokenizer-init"),
+        "schedule_policy": (("fcfs",), "--schedule-policy fcfs"),
+        "enable_lora": ((None, False), "no --enable-lora"),
     }
-    problems = []
-    for name, (value, option) in wanted.items():
-        given = getattr(server_args, name)
-        if given not in (value if isinstance(value, tuple) else (value,)):
-            problems.append(f"{name} = {given!r} is not supported, use {option}")
-    return problems
+    return [
+        f"{name} = {arguments[name]!r} is not supported, use {option}"
+        for name, (values, option) in wanted.items()
+        if name in arguments and arguments[name] not in values
+    ]
 
 
 def _attribute(target: str) -> object:
-    """The present value of "module.Class.method" below sglang.srt."""
+    """The present value of "module.Class.method" below sglang.srt; None where there is none."""
     owner, _, name = (_ROOT + target).rpartition(".")
-    return vars(resolve_name(owner))[name]
+    try:
+        return vars(resolve_name(owner)).get(name)
+    except (ImportError, AttributeError):
+        return None
 
 
 def _families(owner: object = None) -> Any:
@@ -84,7 +90,7 @@ _STATE: dict[str, Any] = {}
 def _scheduler_made(result: None, scheduler: object, *args: object, **options: object) -> None:
     from npr_lib.engine.sglang_scheduler import Families
 
-    problems = refusals(scheduler.server_args)
+    problems = refusals(scheduler.server_args.resolved_dict())
     if problems:
         raise ValueError("NPR on SGLang: " + "; ".join(problems))
     _STATE["families"] = Families(scheduler)
