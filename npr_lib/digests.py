@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+TRAINING = "training.json"  # in a training folder: what is trained there
 
 
 def source_digest(package: Path = PACKAGE) -> str:

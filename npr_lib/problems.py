@@ -135,22 +135,23 @@ def _count(spec: Mapping[str, Any], split: Split) -> int:
 
 
 def parts_problem(parts: parts_task.Parts) -> Problem:
-    """The problem with these parts, e.g. "A=7-2+3+1;B=A+1-2-3;total?"."""
+    """The problem with these parts, e.g. "A=7-2+3+1;B=A+1-2-3;values?"."""
     text = parts_task.write(parts)
-    total = sum(parts_task.solve(parts).values())
-    return Problem(_text_id("parts", text), text, str(total), {"parts": dict(parts)})
+    meta = {"parts": dict(parts)}
+    return Problem(_text_id("parts", text), text, parts_task.answer(parts), meta)
 
 
 def _parts(spec: Mapping[str, Any], split: Split, seed: int) -> ProblemSet:
     """`spec["parts"]`: [fewest, most] parts of a problem (default [2, 4]), drawn uniformly;
-    `spec["terms"]`: operands of a part (4); `spec["dependent"]`: the chance that a part after the
-    first depends on an earlier one (0.4).
+    `spec["terms"]`: operands of a part (4); `spec["dependent"]` (0.5) and `spec["shuffled"]` (0.5):
+    the chances of `parts.draw_parts`.
     """
     fewest, most = spec.get("parts", (2, 4))
     if not 1 <= fewest <= most <= len(parts_task.LABELS):
         limit = len(parts_task.LABELS)
         raise ValueError(f"parts: [fewest, most] must lie in 1..{limit}: {[fewest, most]}")
-    shares, dependent = spec.get("shares", SHARES), spec.get("dependent", 0.4)
+    shares = spec.get("shares", SHARES)
+    chances = spec.get("dependent", 0.5), spec.get("shuffled", 0.5)
     pool = _pool(spec.get("terms", 4), split, tuple(shares.items()))
     count, room = _count(spec, split), sum(len(pool) ** n for n in range(fewest, most + 1))
     if 2 * count > room:
@@ -158,7 +159,7 @@ def _parts(spec: Mapping[str, Any], split: Split, seed: int) -> ProblemSet:
     draw = random.Random(_digest("parts", split, seed))
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        parts = parts_task.draw_parts(pool, draw.randint(fewest, most), dependent, draw)
+        parts = parts_task.draw_parts(pool, draw.randint(fewest, most), *chances, draw)
         problem = parts_problem(parts)
         problems.setdefault(problem.id, problem)
     return ProblemSet(problems.values(), _same_text)

@@ -37,6 +37,7 @@ class Stage:
         return f"{self.name}.ipynb"
 
 
+NOT_DONE = "not done yet"
 TASK = ("prompt", "problems")
 LADDER = ("seed", "npr_zero", "sr_beta", "npr_beta", "sr", "npr")
 EVALUATIONS = tuple(f"rollouts/eval_{name}.parquet" for name in LADDER)
@@ -182,7 +183,7 @@ def why_run(stage: Stage, run_dir: Path, now: dict[str, Any]) -> str | None:
     """Why a stage has to run, in words; None when it is done and nothing has changed."""
     path = record_path(run_dir, stage)
     if not path.exists():
-        return "not done yet"
+        return NOT_DONE
     record = json.loads(path.read_text(encoding="utf-8"))
     then = record["fingerprint"]
     for part in ("parameters", "sections", "inputs"):

@@ -58,7 +58,7 @@ def run_dir(tmp_path_factory):
             folder / "rollouts" / f"eval_{name}.parquet",
             [right, wrong if name == "npr_beta" else right, narrow, last],
             problem_id=["p0", "p0", "p1", "p1"],
-            problem=["A=7-2+3;B=4-3+6;C=2+2;total?"] * 2 + ["A=7-2+3;B=4-3+6;total?"] * 2,
+            problem=["A=7-2+3;B=4-3+6;C=2+2;values?"] * 2 + ["A=7-2+3;B=4-3+6;values?"] * 2,
             answer=["19", "19", "15", "15"],
             sample=[0, 1, 0, 1],
             stage=name,

@@ -17,7 +17,7 @@ from npr_lib.viz import theme
 
 TOKENIZER = tiny_tokenizer()
 TAGS = TagIds.from_tokenizer(TOKENIZER)
-PROMPT = "A=7-2+3;B=4-3+6;total?\n"
+PROMPT = "A=7-2+3;B=4-3+6;values?\n"
 
 
 def block(plans: list[str], steps: list[str], takeaway: str) -> str:

@@ -23,11 +23,9 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from npr_lib import WorkbenchError
-from npr_lib.digests import digest, source_digest
+from npr_lib.digests import TRAINING, digest, source_digest
 from npr_lib.manifest import write_json
 from npr_lib.trajectory import Mode
-
-IDENTITY = "training.json"
 
 
 def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -52,7 +50,7 @@ def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> s
         "source": digest(source),
         "npr_lib": source_digest(),
     }
-    record = folder / IDENTITY
+    record = folder / TRAINING
     if record.exists() and json.loads(record.read_text(encoding="utf-8")) == identity:
         return get_last_checkpoint(folder)
     shutil.rmtree(folder, ignore_errors=True)

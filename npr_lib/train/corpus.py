@@ -3,11 +3,10 @@
 The corpus is meant to be uneven: the pieces are right, the way they are put together is as often
 bad as good, so that there is something to decide and something to gain.
 
-- *valid* responses. Each block takes on the parts whose parents are done, but also, with chance
-  `wide`, parts whose parents are not; and with chance `late` it leaves for later what could be done
-  now. Decoded one token after the other a wide block does no harm as long as parents come first
-  (`orderly`); in parallel a branch can't see its sibling's result. A part whose parent's value is
-  not in sight ends in "?" and the answer is wrong.
+- *valid* responses. Each block takes on the parts whose parents are done, or, with chance `wide`,
+  all that are left. Decoded one token after the other a wide block does no harm where parents come
+  first in the problem; in parallel a branch can't see its sibling's result. A part whose parent's
+  value is not in sight ends in "?" and the answer is wrong.
 - A plan holds one part (chance `split`) or several. A step with one part is right
   ("A=7-2-3+1=5-3+1=2+1=3"); a step with several is long, and careless: it forgets a final
   subtraction with probability `careless` ("A=7-2+3-1=5+3-1=8-1~8,C=...").
@@ -87,14 +86,11 @@ def plan_blocks(
     left, blocks = list(parts), []
     while left:
         done = set(parts) - set(left)
-        ready = [label for label in left if parent(parts[label]) in done | {None}]
-        chosen = [
-            label
-            for label in left
-            if draw.random() < (1 - spec["late"] if label in ready else spec["wide"])
-        ] or ready[:1]
-        in_order = not set(chosen) <= set(ready) and draw.random() < spec["orderly"]
-        start = 0 if in_order else draw.randrange(len(chosen))
+        chosen = [label for label in left if parent(parts[label]) in done | {None}]
+        if len(chosen) == len(left) or draw.random() >= spec["wide"]:
+            start = draw.randrange(len(chosen))
+        else:
+            chosen, start = left, 0
         blocks.append(_groups(chosen[start:] + chosen[:start], draw, split))
         left = [label for label in left if label not in chosen]
     return blocks
@@ -145,19 +141,9 @@ def write_step(
     return ",".join(lines), found
 
 
-def write_takeaway(found: Sequence[Known], total: int | None) -> tuple[str, int | None]:
-    """The values of a block's steps with running totals ("B=3,C=8:11"); the total so far."""
-    entries = []
-    for label, value in (pair for step in found for pair in step.items()):
-        if value is None:
-            entries.append(f"{label}=?")
-        elif total is None:
-            total = value
-            entries.append(f"{label}={value}")
-        else:
-            total += value
-            entries.append(f"{label}={value}:{total}")
-    return ",".join(entries), total
+def write_values(found: Known) -> str:
+    """The values that steps came to: "B=3,C=8"."""
+    return ",".join(f"{label}={'?' if v is None else v}" for label, v in found.items())
 
 
 def guideline(plans: Sequence[Sequence[str]]) -> str:
@@ -173,27 +159,26 @@ def _response(
     wide = [i for i, plans in enumerate(blocks) if len(plans) > 1]
     spoilt = draw.choice(wide) if kind in NEED_TWO_STEPS else draw.randrange(len(blocks))
     known: Known = {}
-    total, text = None, ""
+    text = ""
     for number, plans in enumerate(blocks):
         order = list(range(len(plans)))
         if number == spoilt:
             order = _reorder(kind, order, draw)
-        steps, found = [], []
+        steps, found = [], {}
         for i in order:
-            step, value = write_step(plans[i], parts, known, careless, draw)
+            step, values_of_step = write_step(plans[i], parts, known | found, careless, draw)
             steps.append(step)
-            found.append(value)
-            known |= value
-        takeaway, total = write_takeaway(found, total)
+            found |= values_of_step
+        known |= found
         if kind == "plain":
-            text += f"{','.join(steps)};{takeaway};"
+            text += f"{','.join(steps)};"
             continue
         block = guideline(plans)
         block += "".join(f"<step>{i + 1}:{s}</step>" for i, s in zip(order, steps, strict=True))
-        block += f"<takeaway>{takeaway}</takeaway>"
+        block += f"<takeaway>{write_values(found)}</takeaway>"
         text += MALFORMATIONS.get(kind, _keep)(block) if number == spoilt else block
-    box = f"\\boxed{{{'?' if total is None else total}}}"
-    return text + (str(total) if kind == "no box" else box)
+    answer = ",".join("?" if known.get(p) is None else str(known[p]) for p in parts)
+    return text + (answer if kind == "no box" else f"\\boxed{{{answer}}}")
 
 
 def _drill(
@@ -202,17 +187,16 @@ def _drill(
     """(what is given, what is trained): one step of the last of some of the blocks."""
     blocks = blocks[: draw.randrange(len(blocks)) + 1]
     known: Known = {}
-    total, given = None, ""
+    given = ""
     for plans in blocks[:-1]:
         given += guideline(plans)
-        found = []
+        found: Known = {}
         for i, labels in enumerate(plans, start=1):
-            step, value = write_step(labels, parts, known, careless, draw)
+            step, values_of_step = write_step(labels, parts, known | found, careless, draw)
             given += f"<step>{i}:{step}</step>"
-            found.append(value)
-            known |= value
-        takeaway, total = write_takeaway(found, total)
-        given += f"<takeaway>{takeaway}</takeaway>"
+            found |= values_of_step
+        known |= found
+        given += f"<takeaway>{write_values(found)}</takeaway>"
     i = draw.randrange(len(blocks[-1]))
     step, _ = write_step(blocks[-1][i], parts, known, careless, draw)
     return (f"{given}{guideline(blocks[-1])}<step>{i + 1}:", False), (f"{step}</step>", True)

@@ -55,6 +55,7 @@ def run_stage(
     resume = begin_training(folder, input_checkpoint, identity)
     if (folder / "npr.json").exists():
         print(f"{folder} was trained before, with the same settings: nothing to do")
+        _gather_rollouts(folder, run_dir)
         return folder
     model, tokenizer = load_checkpoint(input_checkpoint)
     args = GRPOConfig(
@@ -93,9 +94,14 @@ def run_stage(
     )
     log_to(trainer, folder)
     trainer.train(resume_from_checkpoint=resume)
-    path = Path(run_dir) / "rollouts" / f"{name}.parquet"
+    _gather_rollouts(folder, run_dir)
+    save_checkpoint(model, tokenizer, folder, settings.mode)
+    return folder
+
+
+def _gather_rollouts(folder: Path, run_dir: Path) -> None:
+    """All rollout batches of a training folder as one table."""
+    path = Path(run_dir) / "rollouts" / f"{folder.name}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = sorted((folder / "rollouts").glob("*.parquet"))
     pd.concat([pd.read_parquet(part) for part in parts]).to_parquet(path, index=False)
-    save_checkpoint(model, tokenizer, folder, settings.mode)
-    return folder
