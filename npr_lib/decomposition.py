@@ -28,6 +28,11 @@ from npr_lib.schema import parse
 KINDS = ("divided", "shared", "blind", "broken")
 
 
+def applies(profile: dict[str, Any]) -> bool:
+    """Whether a profile's problems can be read this way."""
+    return profile["problems"]["kind"] == "parts"
+
+
 class Division(NamedTuple):
     """One response: its kind, its branches and how many of them work on other parts than their
     plan names, and, block by block, (parts that could be begun, branches)."""
@@ -91,6 +96,20 @@ def kind_shares(divided: pd.DataFrame) -> pd.DataFrame:
     groups = divided.groupby("kind")["accuracy"]
     table = pd.DataFrame({"share": groups.size() / len(divided), "accuracy": groups.mean()})
     return table.reindex(KINDS).fillna({"share": 0.0})
+
+
+def span_ratio(
+    parallel: pd.DataFrame, sequential: pd.DataFrame, independent: int = 3, **bootstrap: Any
+) -> Estimate:
+    """Total span of `parallel` over that of `sequential`, on the problems with at least so many
+    independent parts; both hold the same problems and as many samples of each."""
+    spans = [
+        frame[frame["independent"] >= independent].groupby("problem_id")["span"].sum()
+        for frame in (parallel, sequential)
+    ]
+    if not spans[0].index.equals(spans[1].index) or len(parallel) != len(sequential):
+        raise ValueError("span_ratio compares responses to the same problems")
+    return interval(spans[0].to_numpy(), spans[1].to_numpy(), **bootstrap)
 
 
 def split_gain(
