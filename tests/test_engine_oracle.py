@@ -55,11 +55,14 @@ def check_against_dense(model, trajectory, tolerance=1e-4):
     for i, (token, sampled) in enumerate(
         zip(trajectory.completion_ids, trajectory.sampled, strict=True)
     ):
-        value = trajectory.logprobs[i]
+        value, entropy = trajectory.logprobs[i], trajectory.entropies[i]
         if not sampled:
             assert value != value and trajectory.behaviour_logprobs[i] != value
+            assert entropy != entropy
             continue
-        assert abs(dense[start + i - 1, token].item() - value) <= tolerance
+        row = dense[start + i - 1]
+        assert abs(row[token].item() - value) <= tolerance
+        assert abs(-(row.exp() * row).sum().item() - entropy) <= tolerance
         off = max(off, abs(causal[start + i - 1, token].item() - value))
     return off
 
@@ -81,7 +84,7 @@ def test_oracle(seed, monkeypatch):
         max_tokens=max_tokens,
         max_span=rng.choice([None, 60]),
         min_fork_tokens=rng.choice([0, 30]),
-        temperature=rng.choice([0.7, 1.0, 1.3]),
+        temperature=rng.choice([0.0, 0.7, 1.0, 1.3]),
         seed=seed,
     )
     trajectories = engine.generate(prompts, params, n=2)
