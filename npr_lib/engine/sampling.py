@@ -112,6 +112,8 @@ def sample(
     logprobs = plain.gather(-1, ids[:, None])[:, 0] - plain_total
     if greedy:
         behaviour = torch.where(ids == scores.argmax(-1), 0.0, -torch.inf)
+    elif scores is plain:
+        behaviour = logprobs
     else:
         behaviour = scores.gather(-1, ids[:, None])[:, 0] - total
     # In place, for a large vocabulary is bound by memory; nan: 0 * -inf of an impossible token.

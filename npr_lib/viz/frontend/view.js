@@ -8,11 +8,12 @@ import { makeEdits } from "./edits.js";
 import { makePanels } from "./panels.js";
 
 // selected(name): a segment of that name was chosen here; changed(): another response is shown;
-// edited(row, segment, label, text): something is to be done with it, promise of what went wrong.
+// edited(row, segment, label, text, token): something is to be done with it, promise of what went
+// wrong.
 export function makeView(tip, source, table, { selected, changed, compared, edited, closed }) {
   const graph = makeGraph(tip, (index) => choose(index));
   const edits = makeEdits((...what) => edited(row, ...what));
-  const detail = makeDetail(tip, (token) => panels.set({ token }), edits.pane);
+  const detail = makeDetail(tip, (token) => panels.set({ token }), edits);
   const panels = makePanels(tip, (index) => choose(index));
   const head = element("header", { class: "npr-view-head" });
   const pane = element(
