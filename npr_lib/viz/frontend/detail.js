@@ -17,6 +17,8 @@ const AT_ONCE = 1500; // tokens; more follow when one scrolls to them
 const LISTED = 5; // equations; the rest is marked in the text
 const TAG = /^<\/?(?:guideline|plan|step|takeaway)>$/;
 
+const chanceOf = (surprise) => `p = ${number(100 * Math.exp(-surprise), 1)} %`;
+
 // hovered(token or null): the pointer is on a token of the text. edits: what can be done with the
 // segment, with its pane; a click on a token says where a resampling begins.
 export function makeDetail(tip, hovered, edits) {
@@ -45,8 +47,8 @@ export function makeDetail(tip, hovered, edits) {
     head.replaceChildren(
       element("h3", { style: `border-color:${kindColor(segment.kind)}` }, segment.name),
       segment.formulas.length ? setter() : "",
-      facts(),
       ...notes(index),
+      facts(),
     );
     write();
     pane.scrollTop = top;
@@ -80,16 +82,18 @@ export function makeDetail(tip, hovered, edits) {
       "decode steps": steps(),
       surprise: surprises.length
         ? `mean ${number(mean(surprises))}, most ${number(largest(surprises))} nats`
-        : "–",
+        : null,
       entropy: entropies.length
         ? `mean ${number(mean(entropies))}, most ${number(largest(entropies))} nats`
-        : "–",
-      sampled: own.length ? `${own.filter(Boolean).length} of ${own.length}` : "–",
+        : null,
+      sampled: own.length ? `${own.filter(Boolean).length} of ${own.length}` : null,
     };
-    const rows = Object.entries(known).map(([name, value]) =>
-      element("div", {}, element("small", {}, name), value),
+    const rows = Object.entries(known).filter(([, value]) => value !== null);
+    return element(
+      "div",
+      { class: "npr-known" },
+      ...rows.map(([name, value]) => element("div", {}, element("small", {}, name), value)),
     );
-    return element("div", { class: "npr-known" }, ...rows);
   }
 
   function steps() {
@@ -104,7 +108,9 @@ export function makeDetail(tip, hovered, edits) {
 
   function notes(index) {
     const broken = record.violations.filter((violation) => violation.segment === index);
+    const { suspect } = record;
     return [
+      suspect?.segment === index && suspect.token !== null ? doubt(suspect.token) : "",
       ...broken.map(({ kind, message }) =>
         element("p", { class: "npr-note" }, `⚠ ${kind}: ${visible(message)}`),
       ),
@@ -116,6 +122,14 @@ export function makeDetail(tip, hovered, edits) {
         ? element("p", { class: "npr-note" }, `✗ and ${segment.false.length - LISTED} more`)
         : "",
     ];
+  }
+
+  function doubt(token) {
+    const whole = segment.tokens.length !== segment.end - segment.start;
+    const written = whole ? "" : ` “${segment.tokens[token - segment.start]}”`;
+    const chance = chanceOf(surprise(record, token));
+    const note = `? the policy was least sure here (guidelines apart):${written} ${chance}`;
+    return element("p", { class: "npr-note" }, visible(note));
   }
 
   function write() {
@@ -181,6 +195,7 @@ export function makeDetail(tip, hovered, edits) {
     if (value !== null && value !== undefined)
       node.style.backgroundColor = quantity.tokenColor(value);
     if (whole) return node;
+    if (t === record.suspect?.token) node.classList.add("npr-doubt");
     if (t === begin) node.classList.add("npr-from");
     if (segment.edits?.length && t >= record.prompt_len) {
       node.classList.add("npr-cuttable");
@@ -204,7 +219,7 @@ export function makeDetail(tip, hovered, edits) {
     return [
       logprob === null
         ? ""
-        : `−log p ${number(logprob)} nats (p = ${number(100 * Math.exp(-logprob), 1)} %)`,
+        : `−log p ${number(logprob)} nats (${chanceOf(logprob)})`,
       open === null ? "" : `entropy ${number(open)} nats`,
       own === null ? "prompt" : own ? "sampled by the policy" : "written by the engine",
       `token ${t}, position ${segment.positions[0] + i}`,
