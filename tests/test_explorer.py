@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -216,6 +217,8 @@ def test_the_table_keeps_what_tells_rows_apart(hundred):
 def test_rollouts_of_older_files_have_no_entropies_to_show(hundred):
     rollouts = rollouts_of([t for t, _, _ in hundred[:3]])
     older = viz.explore(rollouts.drop(columns="entropies"), TOKENIZER)
+    unknown = [replace(t, entropies=[]) for t, _, _ in hundred[:3]]
+    assert not viz.explore(rollouts_of(unknown)).table["entropies"]
     assert viz.explore(rollouts).table["entropies"] and not older.table["entropies"]
     record = asked(older, "record", 1)
     assert record["entropies"] == [None] * record["work"]

@@ -55,12 +55,14 @@ def trajectory(text: str, prompt: str = PROMPT, parallel: bool = True, **fields)
         "".join(TOKENIZER.decode([i]) for i in ids[s.start : s.end]) for s in executed.segments[1:]
     ]
     logprobs = [-0.1 * (i % 7) if own else float("nan") for i, own in enumerate(sampled)]
+    entropies = [0.07 * (i % 11) if own else float("nan") for i, own in enumerate(sampled)]
     defaults = {"finish_reason": "stop", "mode": "parallel" if parallel else "sequential"}
     return Trajectory(
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,
         logprobs=logprobs,
         behaviour_logprobs=logprobs,
+        entropies=entropies,
         sampled=sampled,
         decode_steps=[int(step) for step in steps],
         layout=executed,

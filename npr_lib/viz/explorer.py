@@ -113,13 +113,14 @@ def table(rollouts: pd.DataFrame) -> dict[str, Any]:
     groups = pd.factorize(known[key])[0].tolist() if key else list(range(len(known)))
     colors = {"kinds": theme.KINDS, "low": theme.BLUE, "high": theme.VERMILLION}
     headings = {name: COLUMNS[name] for name in columns}
+    entropies = known.get("entropies", ())
     return {
         "size": len(known),
         "columns": columns,
         "headings": headings,
         "groups": groups,
         "theme": colors,
-        "entropies": "entropies" in known,
+        "entropies": any(np.isfinite(np.asarray(own, float)).any() for own in entropies),
     }
 
 

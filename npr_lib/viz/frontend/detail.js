@@ -17,6 +17,7 @@ const AT_ONCE = 1500; // tokens; more follow when one scrolls to them
 const LISTED = 5; // equations; the rest is marked in the text
 const TAG = /^<\/?(?:guideline|plan|step|takeaway)>$/;
 
+const nats = (values) => `mean ${number(mean(values))}, most ${number(largest(values))} nats`;
 const chanceOf = (surprise) => `p = ${number(100 * Math.exp(-surprise), 1)} %`;
 
 // hovered(token or null): the pointer is on a token of the text. edits: what can be done with the
@@ -80,12 +81,8 @@ export function makeDetail(tip, hovered, edits) {
       positions: `${first}–${last}`,
       "KV slots": `${size.toLocaleString("en")} own, ${segment.shared.toLocaleString("en")} shared`,
       "decode steps": steps(),
-      surprise: surprises.length
-        ? `mean ${number(mean(surprises))}, most ${number(largest(surprises))} nats`
-        : null,
-      entropy: entropies.length
-        ? `mean ${number(mean(entropies))}, most ${number(largest(entropies))} nats`
-        : null,
+      surprise: surprises.length ? nats(surprises) : null,
+      entropy: entropies.length ? nats(entropies) : null,
       sampled: own.length ? `${own.filter(Boolean).length} of ${own.length}` : null,
     };
     const rows = Object.entries(known).filter(([, value]) => value !== null);
@@ -126,7 +123,7 @@ export function makeDetail(tip, hovered, edits) {
 
   function doubt(token) {
     const whole = segment.tokens.length !== segment.end - segment.start;
-    const written = whole ? "" : ` “${segment.tokens[token - segment.start]}”`;
+    const written = whole ? "" : ` “${segment.tokens[token - segment.start]}”,`;
     const chance = chanceOf(surprise(record, token));
     const note = `? the policy was least sure here (guidelines apart):${written} ${chance}`;
     return element("p", { class: "npr-note" }, visible(note));

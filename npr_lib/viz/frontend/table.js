@@ -8,7 +8,7 @@ const MOST_CHOICES = 12; // a column of no more values can be chosen from
 const CHOSEN_FROM = ["verdict", "stage", "checkpoint", "temperature", "mode", "finish_reason"];
 const WIDTHS = {
   ...{ verdict: 22, problem: 190, stage: 72, checkpoint: 72, temperature: 30, sample: 24 },
-  ...{ edit: 150, origin: 48, seed: 40, branches: 58 },
+  ...{ edit: 150, origin: 48, seed: 40, branches: 66 },
   ...{ violations: 150, speedup: 66, advantage: 66, mode: 72, finish_reason: 52, answer: 64 },
 };
 const CONDITION = /^([\w/#]+?)(>=|<=|!=|=|<|>)(.+)$/;
