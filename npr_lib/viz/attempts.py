@@ -162,7 +162,7 @@ class WhatIf(Explorer):
         name, first = node["name"], token - len(trajectory.prompt_ids)
         if label != RESAMPLE or first < 0 or not node["start"] <= token < node["end"]:
             raise ValueError(f"{label!r} of {name}: token {token} is none of it to resample from")
-        written = node["tokens"][token - node["start"]]
+        written = node["tokens"][token - node["start"]][:40]
         return edit.cut(trajectory, self._tokenizer, first), f"{name}: resample from “{written}”"
 
     def _edits(self, trajectory: Trajectory, node: dict[str, Any]) -> list[Edit]:

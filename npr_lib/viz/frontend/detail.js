@@ -1,6 +1,6 @@
 // The selected segment: what it says, token by token, and what is known of it.
 
-import { element, formula, visible } from "./dom.js";
+import { element, formula, shortened, visible } from "./dom.js";
 import {
   QUANTITIES,
   entropy,
@@ -123,7 +123,7 @@ export function makeDetail(tip, hovered, edits) {
 
   function doubt(token) {
     const whole = segment.tokens.length !== segment.end - segment.start;
-    const written = whole ? "" : ` “${segment.tokens[token - segment.start]}”,`;
+    const written = whole ? "" : ` “${shortened(segment.tokens[token - segment.start], 40)}”,`;
     const chance = chanceOf(surprise(record, token));
     const note = `? the policy was least sure here (guidelines apart):${written} ${chance}`;
     return element("p", { class: "npr-note" }, visible(note));

@@ -1,6 +1,6 @@
 // What if: the edits that the kernel offers for the selected segment.
 
-import { element, visible } from "./dom.js";
+import { element, shortened, visible } from "./dom.js";
 
 const RESAMPLE = "resample from here"; // what the kernel calls it
 
@@ -15,7 +15,8 @@ export function makeEdits(edited) {
   function start(token, written) {
     from = token;
     const button = pane.querySelector(`[data-edit="${RESAMPLE}"]`);
-    if (button) button.textContent = token === null ? RESAMPLE : `resample from “${written}”`;
+    const word = token === null ? "here" : `“${visible(shortened(written, 40))}”`;
+    if (button) button.textContent = `resample from ${word}`;
   }
 
   function show(segment, index) {
