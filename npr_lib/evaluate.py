@@ -16,7 +16,7 @@ from npr_lib.engine.sampling import mix
 from npr_lib.problems import ProblemSet, Split, build_prompt, load_problems
 from npr_lib.progress import report_progress
 from npr_lib.rewards import format_reward
-from npr_lib.train.rollouts import checkpoint_mode, load_checkpoint
+from npr_lib.train.checkpoints import checkpoint_mode, load_checkpoint
 from npr_lib.trajectory import Trajectory, to_rows
 
 

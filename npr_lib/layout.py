@@ -313,9 +313,16 @@ class BatchLayout:
             *(getattr(self, f).to(device) for f in ("position_ids", "hidden", "start", "end"))
         )
 
-    def __getitem__(self, rows: slice) -> BatchLayout:
-        fields = ("position_ids", "hidden", "start", "end")
-        return BatchLayout(*(getattr(self, f)[rows] for f in fields))
+    def crop(self, rows: torch.Tensor, left: int, right: int) -> BatchLayout:
+        """These rows (int64 [R]) without the columns before `left` and from `right` on, which must
+        be padding in all of them."""
+        hidden = self.hidden[rows, :, left:right]
+        return BatchLayout(
+            self.position_ids[rows, left:right],
+            torch.where(hidden[..., 1:] > 0, hidden - left, 0),
+            self.start[rows] - left,
+            self.end[rows] - left,
+        )
 
     @property
     def mask(self) -> torch.Tensor:

@@ -4,7 +4,8 @@
 
 Killed at any moment, the next call goes on at the first stage that isn't done: a stage's record
 is written only after its success, and what an unfinished stage left is removed before it is run
-again. A run's folder belongs to one process at a time.
+again, but for the checkpoints of its training, which goes on from them. A run's folder belongs to
+one process at a time.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from typing import TextIO
 import psutil
 
 from npr_lib import WorkbenchError, manifest, progress, report_html
+from npr_lib.digests import TRAINING
 from npr_lib.notebook import execute, kernel, prepare
 from npr_lib.profile import load_profile, save_profile
 from npr_lib.stages import (
+    NOT_DONE,
     REPOSITORY,
     STAGES,
     Stage,
@@ -183,7 +186,7 @@ def _bring_up_to_date(job: Job, stage: Stage, title: str, forced: bool) -> None:
         job.say(f"{title}: up to date")
         return
     job.say(f"{title}: {reason}")
-    _remove_results(job.run_dir, stage)
+    _remove_results(job.run_dir, stage, unfinished=reason == NOT_DONE)
     started = time.time()
     _record(job.run_dir, stage, status="running")
     try:
@@ -229,11 +232,16 @@ def _write_page(notebook: Path, run_dir: Path) -> None:
     report_html.write_notebook(notebook, folder / f"{notebook.stem}.html")
 
 
-def _remove_results(run_dir: Path, stage: Stage) -> None:
-    """Remove a stage's record first, then everything it made."""
+def _remove_results(run_dir: Path, stage: Stage, unfinished: bool) -> None:
+    """Remove a stage's record first, then everything it made.
+
+    unfinished: it was interrupted or never run; its training folders are left to it.
+    """
     record_path(run_dir, stage).unlink(missing_ok=True)
     made = [f"notebooks/{stage.notebook}", f"html/{stage.name}.html", *stage.outputs]
     for path in (run_dir / name for name in made):
+        if unfinished and (path / TRAINING).exists():
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -5,7 +5,7 @@
     load_problems({"kind": "file", "path": {"test": "problems.jsonl"}}, "test", seed=0)
     load_problems({"kind": "hub", "name": "math-ai/aime25"}, "test", seed=0)
 
-A problem belongs to a split by a hash of its text ("parts": of every sub-expression in it), never
+A problem belongs to a split by a hash of its text ("parts": of every resolved part in it), never
 by a draw, so train, validation and test stay disjoint whatever the seeds. As a command it writes
 a set as JSON lines:  python -m npr_lib.problems '{"kind": "parts", "test": 50}' test 0 > out.jsonl
 """
@@ -23,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from npr_lib import parts as parts_task
 from npr_lib.rewards import math_equal
 
 if TYPE_CHECKING:  # slow to import, and only build_prompt sees one
@@ -32,7 +33,6 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 # Shares of all texts (of all sub-expressions for "parts") that a split owns.
 SHARES: dict[Split, float] = {"train": 0.65, "validation": 0.15, "test": 0.20}
-LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CHUNK = 256  # entries drawn at once from a reasoning-gym generator
 BARREN_CHUNKS = 20  # chunks without a new problem after which a generator counts as exhausted
 
@@ -134,51 +134,41 @@ def _count(spec: Mapping[str, Any], split: Split) -> int:
 # ---------------------------------------------------------------- "parts", the tiny task family
 
 
-@lru_cache
-def expressions() -> tuple[str, ...]:
-    """All sub-expressions "a±b±c" with operands 1..9 whose intermediate and value are 0..9."""
-    found = []
-    for a in range(1, 10):
-        for b in range(1, 10):
-            for first, middle in (("+", a + b), ("-", a - b)):
-                for c in range(1, 10):
-                    for second, value in (("+", middle + c), ("-", middle - c)):
-                        if 0 <= middle <= 9 and 0 <= value <= 9:
-                            found.append(f"{a}{first}{b}{second}{c}")
-    return tuple(found)
-
-
-def evaluate(expression: str) -> tuple[int, int]:
-    """(intermediate, value) of a sub-expression "a±b±c"."""
-    a, first, b, second, c = expression
-    middle = int(a) + (int(b) if first == "+" else -int(b))
-    return middle, middle + (int(c) if second == "+" else -int(c))
-
-
-def parts_problem(chosen: Sequence[str]) -> Problem:
-    """The problem with these sub-expressions, e.g. "A=7-2+3;B=4+1-2;total?"."""
-    parts = dict(zip(LABELS, chosen, strict=False))
-    text = "".join(f"{label}={expression};" for label, expression in parts.items()) + "total?"
-    total = sum(evaluate(expression)[1] for expression in chosen)
-    return Problem(_text_id("parts", text), text, str(total), {"parts": parts})
+def parts_problem(parts: parts_task.Parts) -> Problem:
+    """The problem with these parts, e.g. "A=7-2+3+1;B=A+1-2-3;values?"."""
+    text = parts_task.write(parts)
+    meta = {"parts": dict(parts)}
+    return Problem(_text_id("parts", text), text, parts_task.answer(parts), meta)
 
 
 def _parts(spec: Mapping[str, Any], split: Split, seed: int) -> ProblemSet:
-    """`spec["parts"]`: [fewest, most] parts of a problem (default [2, 4]), drawn uniformly."""
+    """`spec["parts"]`: [fewest, most] parts of a problem (default [2, 4]), drawn uniformly;
+    `spec["terms"]`: operands of a part (4); `spec["dependent"]` (0.5) and `spec["shuffled"]` (0.5):
+    the chances of `parts.draw_parts`.
+    """
     fewest, most = spec.get("parts", (2, 4))
-    if not 1 <= fewest <= most <= len(LABELS):
-        raise ValueError(f"parts: [fewest, most] must lie in 1..{len(LABELS)}: {[fewest, most]}")
+    if not 1 <= fewest <= most <= len(parts_task.LABELS):
+        limit = len(parts_task.LABELS)
+        raise ValueError(f"parts: [fewest, most] must lie in 1..{limit}: {[fewest, most]}")
     shares = spec.get("shares", SHARES)
-    pool = [expression for expression in expressions() if split_of(expression, shares) == split]
+    chances = spec.get("dependent", 0.5), spec.get("shuffled", 0.5)
+    pool = _pool(spec.get("terms", 4), split, tuple(shares.items()))
     count, room = _count(spec, split), sum(len(pool) ** n for n in range(fewest, most + 1))
     if 2 * count > room:
         raise ValueError(f"{count} distinct problems asked of the {split} split, which has {room}")
     draw = random.Random(_digest("parts", split, seed))
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        problem = parts_problem(draw.choices(pool, k=draw.randint(fewest, most)))
+        parts = parts_task.draw_parts(pool, draw.randint(fewest, most), *chances, draw)
+        problem = parts_problem(parts)
         problems.setdefault(problem.id, problem)
     return ProblemSet(problems.values(), _same_text)
+
+
+@lru_cache
+def _pool(terms: int, split: Split, shares: tuple[tuple[Split, float], ...]) -> tuple[str, ...]:
+    """The expressions that a split owns."""
+    return tuple(e for e in parts_task.expressions(terms) if split_of(e, dict(shares)) == split)
 
 
 def _same_text(predicted: str, problem: Problem) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from npr_lib import WorkbenchError
+from npr_lib import WorkbenchError, decomposition
 from npr_lib.manifest import write_json
 from npr_lib.metrics import Estimate, efficiency, paired_difference
 from npr_lib.stages import LADDER
@@ -149,6 +149,32 @@ def headline(ladder: pd.DataFrame) -> pd.DataFrame:
         cells = [interval_text(row, scale, digits) for row in chosen.itertuples()]
         table[title] = pd.Series(cells, index=chosen.index)
     return table.fillna("–")
+
+
+def division_table(divided: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """How checkpoints divide their problems: for each kind "share (accuracy)" in %, and the share
+    of branches that work on something their plan doesn't name.
+
+    Args:
+        divided: checkpoint -> what `decomposition.divisions` returns.
+    """
+    rows = {}
+    for name, frame in divided.items():
+        kinds = decomposition.kind_shares(frame)
+        rows[name] = {
+            f"{kind}: share (accuracy), %": f"{100 * row.share:.1f}"
+            + ("" if pd.isna(row.accuracy) else f" ({100 * row.accuracy:.1f})")
+            for kind, row in kinds.iterrows()
+        }
+        rate = decomposition.wrong_part_rate(frame)
+        rows[name]["branches on a wrong part (%)"] = interval_text(rate, 100, 1)
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def estimates_table(estimates: Mapping[str, Estimate]) -> pd.DataFrame:
+    """Named estimates in points of 100, one a row."""
+    cells = {name: interval_text(estimate, 100, 1) for name, estimate in estimates.items()}
+    return pd.Series(cells, name="points [95 % interval]").to_frame()
 
 
 def interval_text(estimate: Any, scale: float = 1, digits: int = 2) -> str:

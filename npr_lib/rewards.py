@@ -132,15 +132,23 @@ def stage1_reward(r_f: float, r_a: float) -> float:
 
 
 def stage3_reward(
-    r_f: float, r_a: float, invalid: Literal["filter", "penalize"] = "filter"
+    r_f: float,
+    r_a: float,
+    span_share: float = 1.0,
+    invalid: Literal["filter", "penalize"] = "filter",
+    span_bonus: float = 0.0,
 ) -> float:
     """NPR: accuracy. A response with violations (r_f < 0) is left out of loss and statistics,
-    which nan says ("filter", the paper's way), or kept at -1 ("penalize")."""
+    which nan says ("filter", the paper's way), or kept at -1 ("penalize").
+
+    A right answer earns 1 + span_bonus * (1 - span_share), span_share = span / work in (0, 1]: more
+    the shorter its critical path, against collapse into sequential reasoning (ThreadWeaver).
+    """
     if invalid not in ("filter", "penalize"):
         raise ValueError(f"invalid must be 'filter' or 'penalize', not {invalid!r}")
-    if r_f >= 0:
-        return r_a
-    return math.nan if invalid == "filter" else -1.0
+    if r_f < 0:
+        return math.nan if invalid == "filter" else -1.0
+    return r_a * (1 + span_bonus * (1 - span_share)) if r_a > 0 else r_a
 
 
 class _Worker:

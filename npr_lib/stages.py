@@ -7,19 +7,17 @@ the ones it left.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from npr_lib import WorkbenchError
+from npr_lib.digests import PACKAGE, digest, notebook_digest, source_digest
 from npr_lib.manifest import write_json
 from npr_lib.profile import load_profile
 
-PACKAGE = Path(__file__).parent
 REPOSITORY = PACKAGE.parent
 
 
@@ -39,6 +37,7 @@ class Stage:
         return f"{self.name}.ipynb"
 
 
+NOT_DONE = "not done yet"
 TASK = ("prompt", "problems")
 LADDER = ("seed", "npr_zero", "sr_beta", "npr_beta", "sr", "npr")
 EVALUATIONS = tuple(f"rollouts/eval_{name}.parquet" for name in LADDER)
@@ -176,43 +175,6 @@ def fingerprint(
     }
 
 
-def source_digest(package: Path = PACKAGE) -> str:
-    """sha256 of every source file of `npr_lib`."""
-    kinds = {".py", ".c", ".js", ".css"}
-    return _digest_files(sorted(f for f in package.rglob("*") if f.suffix in kinds), package)
-
-
-def notebook_digest(path: Path) -> str:
-    """sha256 of a notebook's cells without their outputs, ids and metadata."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
-
-
-def digest(path: Path) -> str | None:
-    """sha256 of a file's content, or of all files of a folder with their names; None: missing."""
-    if not path.exists():
-        return None
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return _digest_files(files, path)
-
-
-def _digest_files(files: Sequence[Path], base: Path) -> str:
-    total = hashlib.sha256()
-    for path in files:
-        status = path.stat()
-        content = _digest_file(path, status.st_size, status.st_mtime_ns)
-        total.update(f"{path.relative_to(base).as_posix()} {content}\n".encode())
-    return total.hexdigest()
-
-
-@lru_cache(maxsize=4096)
-def _digest_file(path: Path, size: int, changed: int) -> str:
-    """sha256 of a file, read once while its size and time of change stay: weights are large."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def record_path(run_dir: Path, stage: Stage) -> Path:
     return run_dir / "stages" / f"{stage.name}.json"
 
@@ -221,7 +183,7 @@ def why_run(stage: Stage, run_dir: Path, now: dict[str, Any]) -> str | None:
     """Why a stage has to run, in words; None when it is done and nothing has changed."""
     path = record_path(run_dir, stage)
     if not path.exists():
-        return "not done yet"
+        return NOT_DONE
     record = json.loads(path.read_text(encoding="utf-8"))
     then = record["fingerprint"]
     for part in ("parameters", "sections", "inputs"):

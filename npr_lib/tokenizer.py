@@ -19,7 +19,7 @@ from npr_lib.schema import TAGS, Block, ReasoningGraph, Step
 
 TAG_PATTERN = re.compile("|".join(re.escape(tag) for tag in TAGS))
 # Words of the tiny task family; every other printable character is a token of its own.
-TINY_WORDS = ("total",)
+TINY_WORDS = ("values",)
 
 
 @dataclass(frozen=True, slots=True)

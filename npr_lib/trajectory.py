@@ -30,8 +30,10 @@ class Trajectory:
 
     The per-token lists have the length of `completion_ids`. `logprobs` are log_softmax(raw
     logits / T), `behaviour_logprobs` those of the distribution actually sampled from; both are
-    nan where `sampled` is False (tokens written by the engine). `decode_steps` holds the engine
-    step that decided each token: equal steps ran at once. `layout` covers prompt + completion.
+    nan where `sampled` is False (tokens written by the engine). `entropies` are those of the
+    distribution that `logprobs` are of, in nats, at the same tokens; all nan (what leaving it out
+    gives) where nobody recorded them. `decode_steps` holds the engine step that decided each token:
+    equal steps ran at once. `layout` covers prompt + completion.
     """
 
     prompt_ids: list[int]
@@ -51,6 +53,10 @@ class Trajectory:
     max_depth: int = 1
     # text of each segment but the prompt's, in order; concatenated they are `text`
     segment_texts: list[str] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.entropies = self.entropies or [float("nan")] * len(self.completion_ids)
 
     @cached_property
     def graph(self) -> ReasoningGraph:
@@ -112,6 +118,7 @@ class Trajectory:
             "completion_ids": self.completion_ids,
             "logprobs": self.logprobs,
             "behaviour_logprobs": self.behaviour_logprobs,
+            "entropies": self.entropies,
             "sampled": self.sampled,
             "decode_steps": self.decode_steps,
             "position_ids": self.layout.position_ids.tolist(),
@@ -138,7 +145,7 @@ class Trajectory:
 
 
 def from_row(row: dict[str, object] | pd.Series) -> Trajectory:
-    """Rebuild a trajectory from a row of `read_rollouts`."""
+    """Rebuild a trajectory from a row of `read_rollouts`; older ones hold no entropies."""
     prompt_ids = [int(i) for i in row["prompt_ids"]]
     completion_ids = [int(i) for i in row["completion_ids"]]
     n = len(prompt_ids) + len(completion_ids)
@@ -147,6 +154,9 @@ def from_row(row: dict[str, object] | pd.Series) -> Trajectory:
         Segment(kind, tuple(map(tuple, path)), start, end)
         for kind, path, start, end in json.loads(row["segments"])
     ]
+    entropies = row.get("entropies")
+    if np.ndim(entropies) == 0:  # missing, or nan in a table that holds older rows and newer ones
+        entropies = []
     return Trajectory(
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,
@@ -164,6 +174,7 @@ def from_row(row: dict[str, object] | pd.Series) -> Trajectory:
         spelled=tuple(int(i) for i in row["spelled"]),
         max_branches=int(row["max_branches"]),
         max_depth=int(row["max_depth"]),
+        entropies=[float(x) for x in entropies],
     )
 
 

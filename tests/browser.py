@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from selenium import webdriver
@@ -116,6 +117,18 @@ class Explorer:
         return [event["params"]["request"]["url"] for event in sent]
 
 
+def most_surprising(record: dict) -> tuple[int, int]:
+    """The token that the policy was least sure of, outside of guidelines: (segment, token)."""
+    chosen = [
+        (logprob, i, record["prompt_len"] + t)
+        for t, logprob in enumerate(record["logprobs"])
+        for i, node in enumerate(record["segments"])
+        if node["start"] <= record["prompt_len"] + t < node["end"]
+        if logprob is not None and node["kind"] != "guideline"
+    ]
+    return min(chosen)[1:]
+
+
 def walk(page: Explorer, records: list[dict], columns: dict, hostile: str) -> None:
     """From the table to "why is this answer wrong", by what a person would click on.
 
@@ -175,14 +188,20 @@ def walk(page: Explorer, records: list[dict], columns: dict, hostile: str) -> No
     graph.send_keys(Keys.ENTER)
     assert len(page.all(".npr-box")) == len(names)
 
+    page.choose(".npr-color", "entropy: how open the choice was")
+    prompt, node = record["prompt_len"], record["segments"][second]
+    known = record["entropies"][node["start"] - prompt : node["end"] - prompt]
+    known = [nats / 1000 for nats in known if nats is not None]
+    assert page.texts(f'[data-segment="{second}"] .npr-value') == [f"{fmean(known):.2f}"]
+    page.shoot("3-entropy")
     page.choose(".npr-color", "surprise: mean −log p")
     other = Select(page.one(".npr-compare")).options[1].text
     page.choose(".npr-compare", other)
     page.until(lambda: len(page.all(".npr-view .npr-detail h3")) == 2, "two responses")
     assert page.all(".npr-view")[1].find_element(By.CSS_SELECTOR, ".npr-badge").text == "✓ right"
-    page.shoot("3-compared")
+    page.shoot("4-compared")
     page.click(".npr-theme")
-    page.shoot("4-other-theme")
+    page.shoot("5-other-theme")
     page.click(".npr-theme")
     page.click(".npr-close")
 
@@ -190,11 +209,17 @@ def walk(page: Explorer, records: list[dict], columns: dict, hostile: str) -> No
     search = page.one(".npr-search")
     search.send_keys("widest>=3 work/span>1.1 onerror")
     page.until(lambda: page.one(".npr-count").text.startswith("1 rollout "), "one row found")
-    page.open_row(page.rows()[0])
+    row = page.rows()[0]
+    page.open_row(row)
+    record = records[int(row)]
+    segment, token = most_surprising(record)
+    assert page.head() == record["segments"][segment]["name"]
+    assert "least sure here" in page.one(".npr-facts").text
+    assert page.one(".npr-doubt").get_attribute("data-token") == str(token)
     page.click('[data-segment="2"]')
     shown = page.texts(".npr-text")[0]
     assert shown == f"<step>1:{hostile}</step>".replace("\x1b", "␛")
     assert page.driver.execute_script("return window.hacked") is None
     assert not page.all(".npr script, .npr img, .npr a, .npr iframe")
-    page.shoot("5-hostile")
+    page.shoot("6-hostile")
     search.clear()

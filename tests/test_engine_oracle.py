@@ -55,11 +55,14 @@ def check_against_dense(model, trajectory, tolerance=1e-4):
     for i, (token, sampled) in enumerate(
         zip(trajectory.completion_ids, trajectory.sampled, strict=True)
     ):
-        value = trajectory.logprobs[i]
+        value, entropy = trajectory.logprobs[i], trajectory.entropies[i]
         if not sampled:
             assert value != value and trajectory.behaviour_logprobs[i] != value
+            assert entropy != entropy
             continue
-        assert abs(dense[start + i - 1, token].item() - value) <= tolerance
+        row = dense[start + i - 1]
+        assert abs(row[token].item() - value) <= tolerance
+        assert abs(-(row.exp() * row).sum().item() - entropy) <= tolerance
         off = max(off, abs(causal[start + i - 1, token].item() - value))
     return off
 
@@ -101,6 +104,15 @@ def test_oracle(seed, monkeypatch):
                 layout(ids, TAGS, len(t.prompt_ids))
     if any(len(k) and max(k) > 1 for k in (t.num_branches for t in trajectories)):
         assert max(off) > 0.1, "a plain causal forward passes too: the test can't fail"
+
+
+def test_greedy_responses_are_scored_at_temperature_one(monkeypatch):
+    policy = random_policy(TOKENIZER, broken=0)
+    monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
+    model = random_model(random.Random(0), TOKENIZER)
+    params = SamplingParams(max_tokens=120, temperature=0)
+    trajectories = TorchEngine(model, TOKENIZER).generate(["A=1+2"], params, n=5)
+    assert max(check_against_dense(model, t) for t in trajectories) > 0.1
 
 
 def test_the_random_writer_covers_the_cases(monkeypatch):

@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -43,11 +44,13 @@ def made(rng: random.Random, parallel: bool = True) -> tuple[Trajectory, list[in
     reading = (TOKENIZER, TAGS, (TOKENIZER.eos_token_id,))
     texts = [decode_with_tags(ids[s.start : s.end], *reading)[0] for s in executed.segments[1:]]
     logprobs = [-rng.random() * 4 if sampled else float("nan") for sampled in own]
+    entropies = [rng.random() if sampled else float("nan") for sampled in own]
     trajectory = Trajectory(
         prompt_ids=ids[:prompt],
         completion_ids=ids[prompt:],
         logprobs=logprobs,
         behaviour_logprobs=logprobs,
+        entropies=entropies,
         sampled=own,
         decode_steps=[rng.randrange(50) for _ in own],
         layout=executed,
@@ -146,9 +149,9 @@ def test_the_widgets_data_are_the_trajectorys(hundred):
             ]
         assert record["steps"] == trajectory.decode_steps
         assert record["sampled"] == [int(own) for own in trajectory.sampled]
-        expected = [None if np.isnan(x) else x for x in trajectory.logprobs]
-        for shown, logprob in zip(record["logprobs"], expected, strict=True):
-            assert shown == (None if logprob is None else pytest.approx(1000 * logprob, abs=0.5))
+        for name in ("logprobs", "entropies"):
+            for shown, nats in zip(record[name], getattr(trajectory, name), strict=True):
+                assert shown == (None if np.isnan(nats) else pytest.approx(1000 * nats, abs=0.5))
         assert (record["work"], record["span"]) == (trajectory.work, trajectory.span)
 
 
@@ -209,6 +212,16 @@ def test_the_table_keeps_what_tells_rows_apart(hundred):
     assert set(table["headings"]) == set(table["columns"])
     with pytest.raises(ValueError, match="no rollouts"):
         viz.explore(rollouts_of(trajectories).iloc[:0])
+
+
+def test_rollouts_of_older_files_have_no_entropies_to_show(hundred):
+    rollouts = rollouts_of([t for t, _, _ in hundred[:3]])
+    older = viz.explore(rollouts.drop(columns="entropies"), TOKENIZER)
+    unknown = [replace(t, entropies=[]) for t, _, _ in hundred[:3]]
+    assert not viz.explore(rollouts_of(unknown)).table["entropies"]
+    assert viz.explore(rollouts).table["entropies"] and not older.table["entropies"]
+    record = asked(older, "record", 1)
+    assert record["entropies"] == [None] * record["work"]
 
 
 def test_rollouts_without_scores_or_tokenizer_can_be_explored(hundred):

@@ -15,6 +15,7 @@ import pytest
 from browser import SHOTS, Explorer, start, walk
 from oracles import random_model
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
 from test_explorer import HOSTILE, HUGE, TOKENIZER
 from test_viz import block, trajectory
 
@@ -58,7 +59,7 @@ def run_dir(tmp_path_factory):
             folder / "rollouts" / f"eval_{name}.parquet",
             [right, wrong if name == "npr_beta" else right, narrow, last],
             problem_id=["p0", "p0", "p1", "p1"],
-            problem=["A=7-2+3;B=4-3+6;C=2+2;total?"] * 2 + ["A=7-2+3;B=4-3+6;total?"] * 2,
+            problem=["A=7-2+3;B=4-3+6;C=2+2;values?"] * 2 + ["A=7-2+3;B=4-3+6;values?"] * 2,
             answer=["19", "19", "15", "15"],
             sample=[0, 1, 0, 1],
             stage=name,
@@ -248,7 +249,7 @@ def test_the_notebook_passes_the_walk(lab, expected, driver):
     page.enter(".widget-vbox .npr")
     assert page.all(".npr-box") and not page.one(".npr-table").is_displayed()
     assert "ended: " in page.one(".npr-chips").text
-    page.shoot("6-live")
+    page.shoot("7-live")
 
 
 def write_notebook(path, cells):
@@ -311,7 +312,8 @@ CELLS = (
     "print('pool', engine.kv.num_used, stopped.finish_reason, stopped.work, live.status)",
     "Response.forced_token = lambda self, branch: policy(self, branch)\n"
     "frame = report.read_responses(run, where='stage == \"npr_beta\"')\n"
-    "viz.what_if(engine, frame, engine.tokenizer, params)",
+    "verify = lambda answer, row: answer == row['answer']\n"
+    "viz.what_if(engine, frame, engine.tokenizer, params, verify)",
 )
 
 
@@ -354,7 +356,10 @@ def test_an_engine_at_work(lab, run_dir, driver):
     assert [len(view.find_elements(By.CSS_SELECTOR, steps)) for view in (old, new)] == [3, 2]
     title = page.texts(".npr-view + .npr-view .npr-chips span")[0]
     assert title == f"row {wrong}, step 2: drop this branch · seed 3"
+    assert page.texts(".npr-view + .npr-view .npr-badge")[0] in ("✓ right", "✗ wrong")
     page.shoot("3-dropped")
+    rows_are_renewed(page, wrong)
+    resampled_from_a_token(page, wrong)
 
     page.click(".npr-view .npr-box[aria-label^='step 2']")
     page.click(".npr-view [data-edit='edit this plan']")
@@ -374,3 +379,31 @@ def test_an_engine_at_work(lab, run_dir, driver):
     page.one(".npr-edits textarea").send_keys("<plan>")
     page.click(".npr-go")
     page.until(lambda: "prefix" in page.one(".npr-edits .npr-note").text, "what was wrong")
+
+
+def rows_are_renewed(page, old):
+    """The menus know the values that an attempt brought, and keep what was chosen in them."""
+    assert "stage" in page.texts("[data-filter] option[value='']")  # an attempt has none
+    page.choose("[data-filter=stage]", "npr_beta")
+    assert len(page.rows()) == 4 and old in page.rows()
+
+
+def resampled_from_a_token(page, old):
+    """From a token of step 2, clicked on in its text; the menu that was chosen from stays."""
+    tokens = ".npr-view:first-child .npr-token"
+    third = page.all(tokens)[6]
+    written, number = third.text, third.get_attribute("data-token")
+    page.driver.execute_script("arguments[0].click()", third)
+    assert page.texts(f".npr-from[data-token='{number}']") == [written]
+    page.click(".npr-view [data-edit='resample from here']")
+    title = ".npr-view + .npr-view .npr-chips span"
+    wanted = f"row {old}, step 2: resample from “{written}” · seed 4"
+    page.until(lambda: page.texts(title)[0] == wanted, "a resampled response")
+    begun = "".join(page.texts(tokens)[:6])
+    made = page.texts(".npr-view + .npr-view .npr-text")[0]
+    assert made.startswith(begun)
+    menu = page.one("[data-filter=stage]")
+    assert Select(menu).first_selected_option.text == "npr_beta" and len(page.rows()) == 4
+    page.shoot("5-resampled")
+    page.choose("[data-filter=stage]", "stage")
+    assert len(page.rows()) == 6

@@ -262,6 +262,50 @@ def test_every_edit_gives_what_generate_gives(rollouts):
     assert set(widget.table["groups"]) == {0}
 
 
+def test_a_response_can_be_resampled_from_every_token(rollouts):
+    widget = viz.what_if(ENGINE, rollouts, TOKENIZER, PARAMS)
+    for row in (1, 5):  # a parallel response, a sequential one
+        t = from_row(rollouts.iloc[row])
+        nodes = asked(widget, row, "record")[0]["content"]["segments"]
+        prompt = len(t.prompt_ids)
+        for token in random.Random(row).sample(range(prompt, prompt + t.work), 6):
+            segment = next(i for i, n in enumerate(nodes) if n["start"] <= token < n["end"])
+            made = widget.attempt(row, segment, "resample from here", token=token)
+            last = widget.rollouts.iloc[made]
+            params = SamplingParams(max_tokens=300, seed=int(last["seed"]))
+            prefix = edit.cut(t, TOKENIZER, token - prompt)
+            ids = [t.prompt_ids]
+            (expected,) = ENGINE.generate(ids, params, mode=t.mode, prefix=prefix)
+            assert same(from_row(last), expected)
+            written = nodes[segment]["tokens"][token - nodes[segment]["start"]]
+            assert last["edit"] == f"{nodes[segment]['name']}: resample from “{written}”"
+    value = {"row": 1, "segment": 1, "label": "resample from here", "text": ""}
+    for token in (0, nodes[1]["end"]):
+        (reply,) = asked(widget, {**value, "row": 5, "token": token})
+        assert "none of it to resample from" in reply["content"]["error"]
+
+
+def test_an_attempt_is_judged_by_the_problems_verifier(rollouts):
+    rows = rollouts.assign(answer=["3", "4", "5", "3", "3", "3"])
+    judged = []
+
+    def verify(boxed, row):
+        judged.append((boxed, row["answer"]))
+        return len(judged) != 2
+
+    widget = viz.what_if(ENGINE, rows, TOKENIZER, PARAMS, verify)
+    made = [widget.attempt(row, 1, "resample from here") for row in (0, 2)]
+    third = widget.attempt(made[1], 1, "resample from here")
+    boxes = [from_row(widget.rollouts.iloc[row]).graph.boxed for row in (*made, third)]
+    assert judged == list(zip(boxes, ["3", "5", "5"], strict=True))
+    assert widget.table["columns"]["verdict"][6:] == ["right", "wrong", "right"]
+    assert widget.table["columns"]["verdict"][:6] == ["right", "wrong"] * 3
+    unscored = rollouts.drop(columns="accuracy")
+    widget = viz.what_if(ENGINE, unscored, TOKENIZER, PARAMS, lambda boxed, row: False)
+    widget.attempt(0, 1, "resample from here")
+    assert widget.table["columns"]["verdict"] == [None] * 6 + ["wrong"]
+
+
 def test_siblings_stay_and_texts_begin_with_what_there_is(rollouts):
     widget = viz.what_if(ENGINE, rollouts, TOKENIZER, PARAMS)
     row = next(i for i in range(5) if from_row(rollouts.iloc[i]).num_branches[0] > 1)

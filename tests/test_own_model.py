@@ -15,7 +15,7 @@ from npr_lib.evaluate import evaluate, load_engine
 from npr_lib.profile import load_profile
 from npr_lib.tokenizer import TagIds
 from npr_lib.train import dapo, papo, rejection, seed, sft
-from npr_lib.train.rollouts import checkpoint_mode
+from npr_lib.train.checkpoints import checkpoint_mode
 
 RESPONSE = (
     "<guideline><plan>1:A</plan><plan>2:B</plan></guideline><step>1:x</step><step>2:y</step>"

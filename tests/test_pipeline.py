@@ -401,9 +401,18 @@ def test_dead_kernel_is_told(tmp_path):
 
 def test_removing_results_leaves_the_rest(tmp_path):
     stage, run_dir, _ = finished_stage(tmp_path)
-    pipeline._remove_results(run_dir, stage)
+    pipeline._remove_results(run_dir, stage, unfinished=True)
     assert not (run_dir / "out").exists() and not stages.record_path(run_dir, stage).exists()
     assert (run_dir / "in.txt").exists()
+
+
+def test_only_an_interrupted_training_is_left_to_go_on(tmp_path):
+    stage, run_dir, _ = finished_stage(tmp_path)
+    (run_dir / "out" / "training.json").write_text("{}")
+    pipeline._remove_results(run_dir, stage, unfinished=True)
+    assert (run_dir / "out").exists() and not stages.record_path(run_dir, stage).exists()
+    pipeline._remove_results(run_dir, stage, unfinished=False)
+    assert not (run_dir / "out").exists()
 
 
 # -- profiles and the command line -----------------------------------------------------------

@@ -44,7 +44,8 @@ def test_draws_follow_the_distribution(top_p, top_k, vocabulary):
     logits = np.random.default_rng(0).normal(size=vocabulary) * 2
     draws, params = 20_000, SamplingParams(temperature=0.8, top_p=top_p, top_k=top_k)
     rows = torch.from_numpy(logits).expand(draws, -1)
-    ids, logprobs, behaviour = sample(rows, [mix(1, r) for r in range(draws)], [3] * draws, params)
+    keys = [mix(1, r) for r in range(draws)]
+    ids, logprobs, behaviour, entropies = sample(rows, keys, [3] * draws, params)
     probs = reference_probs(logits, 0.8, top_p, top_k)
     assert set(ids) <= set(probs)
     often = [i for i in probs if draws * probs[i] >= 10]
@@ -55,9 +56,11 @@ def test_draws_follow_the_distribution(top_p, top_k, vocabulary):
     assert statistic < degrees + 4 * np.sqrt(2 * degrees)
     scaled = logits / 0.8
     whole = np.log(np.exp(scaled).sum())
+    entropy = sum(-np.exp(x - whole) * (x - whole) for x in scaled)
     for r in range(0, draws, 100):
         assert abs(behaviour[r] - np.log(probs[ids[r]])) < 1e-9
         assert abs(logprobs[r] - (scaled[ids[r]] - whole)) < 1e-9
+        assert abs(entropies[r] - entropy) < 1e-9
 
 
 def test_rounding_errors_flip_few_draws():
@@ -73,18 +76,21 @@ def test_rounding_errors_flip_few_draws():
 
 def test_an_impossible_token_is_never_picked():
     rows = torch.tensor([5.0, 4.0, -torch.inf, -torch.inf]).expand(2000, -1)
-    ids, _, behaviour = sample(rows, list(range(2000)), [0] * 2000, SamplingParams())
+    ids, _, behaviour, entropies = sample(rows, list(range(2000)), [0] * 2000, SamplingParams())
     assert set(ids) == {0, 1} and np.isfinite(behaviour).all()
+    p = 1 / (1 + np.exp(-1))
+    assert entropies == pytest.approx([-p * np.log(p) - (1 - p) * np.log(1 - p)] * 2000, abs=1e-6)
     assert truncate(torch.tensor([[0.2, 0.5, 0.3]]), 0.6, 0).tolist()[0][0] == 0
 
 
 def test_branch_penalty_applies_to_own_tokens_inside_steps_only():
     logits = torch.tensor([[2.0, -1.0, 0.5], [2.0, -1.0, 0.5]])
     params = SamplingParams(branch_penalty=2.0)
-    _, logprobs, behaviour = sample(logits, [1, 2], [0, 0], params, [[0, 1], []], [0, 0])
+    _, logprobs, behaviour, entropies = sample(logits, [1, 2], [0, 0], params, [[0, 1], []], [0, 0])
     penalized = torch.log_softmax(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), -1)
     plain = torch.log_softmax(logits[0].double(), -1)
     assert behaviour[0] == pytest.approx(penalized[0].item())
     assert behaviour[1] == pytest.approx(plain[0].item())
     assert logprobs == pytest.approx([plain[0].item()] * 2)
+    assert entropies == pytest.approx([-(plain.exp() * plain).sum().item()] * 2)
     assert not params.on_policy and SamplingParams().on_policy

@@ -1,139 +1,20 @@
-"""The seed corpus (shares, grammar, what is right and wrong in it) and a short pretraining."""
+"""A short pretraining of the seed, its batches, its optimizer."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import re
-from collections import Counter
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from npr_lib.problems import SHARES, load_problems, split_of
+from npr_lib.problems import load_problems
 from npr_lib.profile import load_profile
-from npr_lib.schema import parse
 from npr_lib.tokenizer import TagIds, tiny_tokenizer
-from npr_lib.train.seed import (
-    IGNORE,
-    KINDS,
-    MALFORMATIONS,
-    Muon,
-    _batches,
-    _encode,
-    corpus,
-    orthogonalise,
-    train,
-)
+from npr_lib.train.corpus import corpus
+from npr_lib.train.seed import IGNORE, Muon, _batches, _encode, orthogonalise, train
 
 TINY, SMOKE = load_profile("tiny"), load_profile("smoke")
-
-
-@pytest.fixture(scope="module")
-def documents():
-    return list(itertools.islice(corpus(TINY, 0), 4000))
-
-
-def values(text: str) -> dict[str, tuple[str, int]]:
-    """label -> (expression, last number) for every "A=7-2+3=5+3=8" or "...~8" in a step."""
-    found = re.findall(r"([A-Z])=(\d[+-]\d[+-]\d)=(\d+)([+-]\d)([=~])(\d+)", text)
-    for _, expression, middle, rest, _, _ in found:
-        assert eval(expression[:3]) == int(middle) and expression[3:] == rest
-    return {label: (expression, int(last)) for label, expression, _, _, _, last in found}
-
-
-def test_shares_of_kinds_are_the_profiles(documents):
-    kinds = Counter("malformed" if d.kind in MALFORMATIONS else d.kind for d in documents)
-    for kind in KINDS:
-        share = TINY["seed"]["corpus"][kind]
-        slack = 4 * (share * (1 - share) / len(documents)) ** 0.5  # 4 standard deviations
-        assert abs(kinds[kind] / len(documents) - share) < slack, kind
-    assert set(MALFORMATIONS) <= {d.kind for d in documents}
-
-
-def test_exactly_the_documents_called_valid_are_valid(documents):
-    for document in documents:
-        if document.kind != "drill":  # drills are not whole responses
-            graph = parse(document.response)
-            assert graph.valid == (document.kind == "valid"), (document, graph.violations)
-
-
-def test_only_training_sub_expressions_are_used(documents):
-    for document in documents:
-        for expression in re.findall(r"=([^;]+);", document.prompt):
-            assert split_of(expression, TINY["problems"].get("shares", SHARES)) == "train"
-
-
-def test_alone_a_part_is_right_and_together_subtractions_are_forgotten(documents):
-    together = Counter()
-    for document in documents:
-        if document.kind != "valid":
-            continue
-        block = parse(document.response).blocks[0]
-        for plan, step in zip(block.plans, block.steps, strict=True):
-            found = values(step.text)
-            assert list(found) == plan.text.split(",")
-            for expression, last in found.values():
-                assert f"={expression};" in document.prompt
-                if len(found) == 1:
-                    assert last == eval(expression)
-                else:
-                    together[expression[3], last == eval(expression)] += 1
-    careless = TINY["seed"]["corpus"]["careless"]
-    assert together["+", False] == 0
-    wrong = together["-", False] / (together["-", False] + together["-", True])
-    assert abs(wrong - careless) < 0.03
-
-
-def test_the_answer_of_a_valid_document_is_the_sum_of_what_its_steps_found(documents):
-    for document in documents:
-        if document.kind == "valid":
-            graph = parse(document.response)
-            found = [
-                last for step in graph.blocks[0].steps for _, last in values(step.text).values()
-            ]
-            assert int(graph.boxed) == sum(found)
-            assert graph.blocks[0].takeaway.endswith(f":{sum(found)}")
-
-
-def test_plans_cover_the_parts_in_cyclic_order_in_every_width(documents):
-    widths = Counter()
-    for document in documents:
-        if document.kind == "valid":
-            plans = [plan.text.split(",") for plan in parse(document.response).blocks[0].plans]
-            labels = "".join(itertools.chain(*plans))
-            assert labels in "".join(sorted(labels)) * 2
-            assert document.prompt.count("=") == len(labels)
-            widths[len(labels), len(plans)] += 1
-    assert set(widths) == {(n, k) for n in (2, 3, 4) for k in range(1, n + 1)}
-
-
-def test_drills_train_only_what_follows_the_forced_index(documents):
-    """The index is the only key: steps come in any order and their headers have no loss."""
-    tokenizer = tiny_tokenizer()
-    tags = TagIds.from_tokenizer(tokenizer)
-    first = Counter()
-    for document in (d for d in documents if d.kind == "drill"):
-        ids, labels = _encode(document, tokenizer)
-        assert tokenizer.decode(ids) == document.prompt + document.response
-        trained = [i for i, label in enumerate(labels) if label != IGNORE]
-        assert trained and all(ids[i] == labels[i] for i in trained)
-        assert not any(ids[i] in (tags.step, tags.guideline, tags.plan_end) for i in trained)
-        plans = dict(re.findall(r"<plan>(\d):([^<]+)<", document.response))
-        steps = re.findall(r"<step>(\d):([^<]+)<", document.response)
-        assert [",".join(values(text)) for _, text in steps] == [plans[i] for i, _ in steps]
-        assert len(steps) == 1
-        if len(plans) == 3:
-            first[int(steps[0][0])] += 1
-    assert min(first[1], first[2], first[3]) > 0.5 * max(first.values())
-
-
-def test_a_corpus_is_a_function_of_profile_and_seed(documents):
-    assert list(itertools.islice(corpus(TINY, 0), 50)) == documents[:50]
-    assert list(itertools.islice(corpus(TINY, 1), 50)) != documents[:50]
-    with pytest.raises(ValueError, match="kind 'parts' only"):
-        next(corpus(TINY | {"problems": {"kind": "file"}}, 0))
 
 
 def test_batches_hold_every_document_once_with_little_padding():

@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+import pandas as pd
 import pytest
 from oracles import random_model
 from policies import random_policy
@@ -33,11 +34,28 @@ def test_parquet_round_trip(tmp_path, trajectories):
     assert frame["sample"].tolist() == list(range(23)) and set(frame["problem_id"]) == {"p"}
     for (_, row), t in zip(frame.iterrows(), trajectories, strict=True):
         back = from_row(row)
-        for name in vars(t).keys() - {"layout", "logprobs", "behaviour_logprobs", "graph"}:
+        floats = ("logprobs", "behaviour_logprobs", "entropies")
+        for name in vars(t).keys() - {"layout", "graph", *floats}:
             assert getattr(back, name) == getattr(t, name), name
         assert back.layout == t.layout and back.graph == t.graph
-        assert np.array_equal(back.logprobs, t.logprobs, equal_nan=True)
+        for name in floats:
+            assert np.array_equal(getattr(back, name), getattr(t, name), equal_nan=True), name
         assert (row["work"], row["span"], row["valid"]) == (t.work, t.span, t.graph.valid)
+
+
+def test_rows_of_older_files_have_no_entropies(tmp_path, trajectories):
+    new = write_rollouts(tmp_path / "new.parquet", trajectories)
+    new.drop(columns="entropies").to_parquet(tmp_path / "old.parquet")
+    frames = [read_rollouts(tmp_path / f"{name}.parquet") for name in ("old", "new")]
+    both = pd.concat(frames, ignore_index=True)
+    both.to_parquet(tmp_path / "both.parquet")
+    for rows in (frames[0], both, read_rollouts(tmp_path / "both.parquet")):
+        for (_, row), t in zip(rows.iterrows(), trajectories, strict=False):
+            back = from_row(row)
+            assert len(back.entropies) == t.work and np.isnan(back.entropies).all()
+    known = from_row(both.iloc[-1]).entropies
+    assert np.array_equal(known, trajectories[-1].entropies, equal_nan=True)
+    assert not np.isnan(known).all()
 
 
 def test_figures_follow_from_the_segments(trajectories):

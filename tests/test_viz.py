@@ -1,6 +1,7 @@
 """Pictures of a trajectory, checked against the trajectory and against definitions."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
 
@@ -17,7 +18,7 @@ from npr_lib.viz import theme
 
 TOKENIZER = tiny_tokenizer()
 TAGS = TagIds.from_tokenizer(TOKENIZER)
-PROMPT = "A=7-2+3;B=4-3+6;total?\n"
+PROMPT = "A=7-2+3;B=4-3+6;values?\n"
 
 
 def block(plans: list[str], steps: list[str], takeaway: str) -> str:
@@ -55,12 +56,14 @@ def trajectory(text: str, prompt: str = PROMPT, parallel: bool = True, **fields)
         "".join(TOKENIZER.decode([i]) for i in ids[s.start : s.end]) for s in executed.segments[1:]
     ]
     logprobs = [-0.1 * (i % 7) if own else float("nan") for i, own in enumerate(sampled)]
+    entropies = [0.07 * (i % 11) if own else float("nan") for i, own in enumerate(sampled)]
     defaults = {"finish_reason": "stop", "mode": "parallel" if parallel else "sequential"}
     return Trajectory(
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,
         logprobs=logprobs,
         behaviour_logprobs=logprobs,
+        entropies=entropies,
         sampled=sampled,
         decode_steps=[int(step) for step in steps],
         layout=executed,
@@ -324,11 +327,16 @@ def test_positions_and_tokens_show_the_trajectory(simple) -> None:
         int(x): int(y) for trace in figure.data for x, y in zip(trace.x, trace.y, strict=True)
     }
     assert [points[i] for i in range(len(points))] == simple.position_ids.tolist()
-    bars = viz.tokens(simple, TOKENIZER).data
+    *bars, dashes = viz.tokens(simple, TOKENIZER).data
     surprise = {int(x): y for bar in bars for x, y in zip(bar.x, bar.y, strict=True)}
     prompt = len(simple.prompt_ids)
     assert set(surprise) == {prompt + i for i, own in enumerate(simple.sampled) if own}
     assert all(surprise[i] == -simple.logprobs[i - prompt] for i in surprise)
+    entropy = dict(zip(map(int, dashes.x), dashes.y, strict=True))
+    assert set(entropy) == set(surprise)
+    assert all(entropy[i] == simple.entropies[i - prompt] for i in entropy)
+    without = viz.tokens(replace(simple, entropies=[]), TOKENIZER)
+    assert len(without.data) == len(bars) and "entropy" not in without.layout.title.text
 
 
 class Elements(HTMLParser):

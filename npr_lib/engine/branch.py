@@ -79,6 +79,8 @@ class Branch:
     blocks: int = 0
     ended: bool = False
     sampled: list[int] = field(default_factory=list)  # its own choices, in order, prefix included
+    # of the choices without the prefix's; empty where the engine tells none
+    entropies: list[float] = field(default_factory=list)
     # for the scheduler: KV of all but the `pending` tokens exists; `joining` awaits table.join
     pending: list[int] = field(default_factory=list)
     joining: list[Branch] = field(default_factory=list)

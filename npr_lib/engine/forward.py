@@ -87,8 +87,8 @@ def forward(model: PreTrainedModel, kv: KVPool, rows: Sequence[Row]) -> torch.Te
 
 def choose(
     logits: torch.Tensor, turns: Sequence[tuple[Request, Branch]]
-) -> list[tuple[int, float, float]]:
-    """(token, logprob, behaviour logprob) for every branch whose turn it is."""
+) -> list[tuple[int, float, float, float]]:
+    """(token, logprob, behaviour logprob, entropy) for every branch whose turn it is."""
     finite = logits.amax(dim=-1).isfinite()
     keys, counters = [], []
     forced: list[int | None] = []
@@ -106,7 +106,7 @@ def choose(
         keys.append(branch.key)
         counters.append(len(branch.sampled))
         alike.setdefault(response.distribution, []).append(i)
-    tokens: list[tuple[int, float, float]] = [(0, 0.0, 0.0)] * len(turns)
+    tokens: list[tuple[int, float, float, float]] = [(0, 0.0, 0.0, 0.0)] * len(turns)
     for rows in alike.values():
         params = turns[rows[0]][0].response.params
         seen: list[list[int]] = []

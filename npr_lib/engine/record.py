@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,12 +11,14 @@ from npr_lib.layout import BranchPath, Layout, Segment, causal_layout, extend_se
 from npr_lib.tokenizer import decode_with_tags
 from npr_lib.trajectory import Trajectory
 
+_NAN = float("nan")
+
 
 def trajectory(response: Response) -> Trajectory:
     """What a response became; of one that has not ended, so far."""
     grammar, prompt_len = response.grammar, len(response.prompt_ids)
     flat = _Flat(prompt_len)
-    flat.walk(response.root.items, (), ())
+    flat.walk(response.root.items, (), (), iter(response.root.entropies))
     ids, logprobs, behaviour, sampled, steps = map(list, zip(*flat.tokens, strict=True))
     every = response.prompt_ids + ids
     parallel = grammar.mode == "parallel"
@@ -38,6 +40,7 @@ def trajectory(response: Response) -> Trajectory:
         behaviour_logprobs=behaviour,
         sampled=sampled,
         decode_steps=steps,
+        entropies=flat.entropies,
         layout=layout,
         finish_reason=response.finish_reason or "cancelled",
         text="".join(texts),
@@ -55,7 +58,7 @@ def own_tokens(branch: Branch) -> tuple[list[int], np.ndarray, np.ndarray]:
     """What a resumed branch forwards again: ids, positions [n] and hidden intervals [D, n, 2] of
     its tokens and of the blocks it joined, without its pending tokens and its open block."""
     flat = _Flat(0)
-    flat.walk(branch.items[:-1] if branch.children else branch.items, (), ())
+    flat.walk(branch.items[:-1] if branch.children else branch.items, (), (), iter(()))
     n = len(flat.tokens) - len(branch.pending)
     layout = flat.layout()
     return [token[0] for token in flat.tokens[:n]], layout.position_ids[:n], layout.hidden[:, :n]
@@ -67,6 +70,7 @@ class _Flat:
     def __init__(self, prompt_len: int) -> None:
         self.offset = prompt_len
         self.tokens: list[tuple[int, float, float, bool, int]] = []
+        self.entropies: list[float] = []
         self.positions = list(range(prompt_len))
         self.segments = [Segment("prompt", (), 0, prompt_len)]
         self.blocks = 0
@@ -77,17 +81,21 @@ class _Flat:
         items: Sequence[Run | list[Branch]],
         path: BranchPath,
         hidden: tuple[tuple[int, int], ...],
+        entropies: Iterator[float],
     ) -> None:
+        """entropies: of the branch's sampled tokens, in order."""
         for item in items:
             if isinstance(item, Run):
                 self._add(item, path, hidden)
+                self.entropies += (next(entropies, _NAN) if t[3] else _NAN for t in item.tokens)
                 continue
             number, first = self.blocks, self.offset + len(self.tokens)
             self.blocks += 1
             for i, child in enumerate(item):
                 own = self.offset + len(self.tokens)
                 interval = (first, own) if own > first else (0, 0)
-                self.walk(child.items, (*path, (number, i)), (*hidden, interval))
+                inner = (*path, (number, i)), (*hidden, interval)
+                self.walk(child.items, *inner, iter(child.entropies))
 
     def _add(self, run: Run, path: BranchPath, hidden: tuple[tuple[int, int], ...]) -> None:
         start = self.offset + len(self.tokens)

@@ -85,13 +85,13 @@ def sample(
     params: SamplingParams,
     seen: Sequence[Sequence[int]] = (),
     forced: Sequence[int | None] = (),
-) -> tuple[list[int], list[float], list[float]]:
+) -> tuple[list[int], list[float], list[float], list[float]]:
     """Choose one token a row.
 
     logits [R, V] raw; keys, counters [R]: what the row's noise is hashed from; seen[r]: ids the
     branch penalty applies to; forced[r]: the token to score instead of sampling (None: sample).
-    Returns ids, logprobs (log_softmax(raw / T), T = 0 read as 1) and behaviour logprobs (of the
-    distribution sampled from; 0 for greedy).
+    Returns ids, logprobs (log_softmax(raw / T), T = 0 read as 1), behaviour logprobs (of the
+    distribution sampled from; 0 for greedy) and entropies (of softmax(raw / T), in nats).
     """
     raw = logits if logits.dtype == torch.float64 else logits.float()
     plain = scores = raw / (params.temperature or 1.0)
@@ -108,14 +108,18 @@ def sample(
         forced = [own if token is None else token for own, token in chosen]
     ids = torch.tensor(forced, device=raw.device)
     total = mass.logsumexp(-1)
-    logprobs = plain.gather(-1, ids[:, None])[:, 0] - (
-        total if scores is plain else plain.logsumexp(-1)
-    )
+    plain_total = total if scores is plain else plain.logsumexp(-1)
+    logprobs = plain.gather(-1, ids[:, None])[:, 0] - plain_total
     if greedy:
         behaviour = torch.where(ids == scores.argmax(-1), 0.0, -torch.inf)
+    elif scores is plain:
+        behaviour = logprobs
     else:
         behaviour = scores.gather(-1, ids[:, None])[:, 0] - total
-    return list(forced), logprobs.tolist(), behaviour.tolist()
+    # In place, for a large vocabulary is bound by memory; nan: 0 * -inf of an impossible token.
+    entropies = plain_total - plain.softmax(-1).mul_(plain).nansum(-1)
+    told = torch.stack([logprobs, behaviour, entropies])
+    return list(forced), *told.tolist()
 
 
 def _grouped(scores: torch.Tensor) -> torch.Tensor:

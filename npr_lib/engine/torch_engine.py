@@ -378,12 +378,15 @@ class TorchEngine:
         self._accept(turns, choose(logits, turns) if turns else [])
 
     def _accept(
-        self, turns: Sequence[tuple[Request, Branch]], tokens: Sequence[tuple[int, float, float]]
+        self,
+        turns: Sequence[tuple[Request, Branch]],
+        tokens: Sequence[tuple[int, float, float, float]],
     ) -> None:
         """Hand every response its tokens; take out those that have ended."""
         accepted: dict[Request, list[tuple[Branch, int, float, float]]] = {}
-        for (request, branch), token in zip(turns, tokens, strict=True):
+        for (request, branch), (*token, entropy) in zip(turns, tokens, strict=True):
             accepted.setdefault(request, []).append((branch, *token))
+            branch.entropies.append(entropy)
         for request, own in accepted.items():
             response = request.response
             try:

@@ -17,7 +17,8 @@ from typing import Any
 
 from npr_lib.engine import SamplingParams
 from npr_lib.rewards import stage1_reward
-from npr_lib.train.rollouts import RolloutSettings, run_stage
+from npr_lib.train.rollouts import RolloutSettings
+from npr_lib.train.stage import run_stage
 
 DAPO: dict[str, Any] = {
     "loss_type": "dapo",
@@ -35,9 +36,12 @@ def train(profile: dict[str, Any], run_dir: Path, input_checkpoint: Path, seed: 
     settings = RolloutSettings(
         params=SamplingParams(**section["sampling"]),
         mode="sequential",
-        reward=stage1_reward,
+        reward=lambda r_f, r_a, _: stage1_reward(r_f, r_a),
         resamples=section["resamples"],
+        max_flat=section["max_flat"],
         max_logprob_gap=section["max_logprob_gap"],
     )
     fields = {**section["grpo"], **DAPO}
-    return run_stage(profile, run_dir, "npr_zero", input_checkpoint, fields, settings, seed)
+    return run_stage(
+        profile, run_dir, "npr_zero", input_checkpoint, section, fields, settings, seed
+    )

@@ -16,11 +16,18 @@ What is left out of PPO/GRPO, and why:
 - the group's standard deviation: groups that are nearly unanimous would be blown up; the batch's
   is steadier.
 
-`invalid` says what becomes of responses with violations. `filter` (the paper) keeps them out of
-loss and statistics; `penalize` (our default) gives them r = -1 and keeps them, since the engine
-executed them and their tokens are on-policy: filtering leaves nothing that pushes back against
-format drift (runs that filtered collapsed). The sequential baseline SR is the same call with
-mode="sequential".
+Each choice is a setting of the profile's section `npr`, so that it can be tested and ablated:
+
+    advantage      batch (the formula above) | group (each group's own std) | none (r - mean)
+    invalid        penalize: responses with violations get r = -1 and are kept; the engine executed
+                   them, so their tokens are on-policy | filter (the paper): out of loss and
+                   statistics, which leaves nothing that pushes back against format drift
+    engine_tokens  whether tokens the engine wrote (`<step>`, "i:", `<takeaway>`) are in the loss
+    clip           none (the formula above) | dapo: ratio and clipping at 0.2 / 0.28, and then a
+                   rollout batch may make several steps (`grpo.steps_per_generation`)
+    span_bonus     rho: a right answer earns 1 + rho * (1 - span / work)
+
+The sequential baseline SR is the same call with mode="sequential".
 
     papo.train(profile, run_dir, run_dir / "npr_beta", seed=0)                      # NPR
     papo.train(profile, run_dir, run_dir / "sr_beta", seed=0, mode="sequential")    # SR
@@ -30,42 +37,70 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from npr_lib import WorkbenchError
 from npr_lib.engine import SamplingParams
 from npr_lib.rewards import stage3_reward
-from npr_lib.train.rollouts import RolloutSettings, run_stage
+from npr_lib.train.rollouts import RolloutSettings
+from npr_lib.train.stage import run_stage
 from npr_lib.trajectory import Mode
 
+Scale = Literal["batch", "group", "none"]
 
-def advantages(rewards: np.ndarray, group_size: int) -> np.ndarray:
+
+def advantages(rewards: np.ndarray, group_size: int, scale: Scale = "batch") -> np.ndarray:
     """The advantages above. rewards: float [B], in runs of `group_size`; nan marks a filtered
-    response, which is in no statistic and gets 0. A batch whose rewards are all equal gives 0.
+    response, which is in no statistic and gets 0. Equal rewards (in the batch, in a group) and a
+    group of one kept response give 0.
 
-    Raises ValueError if B is not a multiple of `group_size`. Sample std (n - 1).
+    scale: what the difference to the group's mean is divided by (+ 1e-4): the sample std (n - 1)
+    of the batch or of the group, or nothing. Raises ValueError if B is not a multiple of
+    `group_size`.
     """
     rewards = np.asarray(rewards, np.float64)
     if rewards.ndim != 1 or len(rewards) % group_size:
         raise ValueError(f"rewards of shape {rewards.shape} are not groups of {group_size}")
-    kept = ~np.isnan(rewards)
-    if kept.sum() < 2:
-        return np.zeros_like(rewards)
-    counts = kept.reshape(-1, group_size).sum(axis=1)
-    sums = np.where(kept, rewards, 0.0).reshape(-1, group_size).sum(axis=1)
-    means = np.repeat(sums / np.maximum(counts, 1), group_size)
-    return np.where(kept, (rewards - means) / (rewards[kept].std(ddof=1) + 1e-4), 0.0)
+    groups = rewards.reshape(-1, group_size)
+    kept = ~np.isnan(groups)
+    counts = kept.sum(axis=1, keepdims=True)
+    filled = np.where(kept, groups, 0.0)
+    centred = np.where(kept, groups - filled.sum(axis=1, keepdims=True) / np.maximum(counts, 1), 0)
+    if scale == "group":
+        std = np.sqrt((centred**2).sum(axis=1, keepdims=True) / np.maximum(counts - 1, 1))
+        centred /= std + 1e-4
+    elif scale == "batch" and kept.sum() > 1:
+        centred /= groups[kept].std(ddof=1) + 1e-4
+    return centred.reshape(-1)
 
 
 # What PAPO is in TRL's terms; a profile may not contradict it.
 PAPO: dict[str, Any] = {
     "loss_type": "dapo",  # token mean over the batch
-    "scale_rewards": "batch",
     "num_iterations": 1,
     "beta": 0.0,
 }
+CLIPS: dict[str, dict[str, float]] = {"none": {}, "dapo": {"epsilon": 0.2, "epsilon_high": 0.28}}
+
+
+def grpo_fields(section: dict[str, Any]) -> dict[str, Any]:
+    """The GRPOConfig fields of a profile's section `npr`; WorkbenchError where they contradict."""
+    if section["clip"] not in CLIPS:
+        raise WorkbenchError(f"npr.clip = {section['clip']!r}; it is one of {', '.join(CLIPS)}")
+    fixed = {**PAPO, **CLIPS[section["clip"]], "scale_rewards": section["advantage"]}
+    for key, value in section["grpo"].items():
+        if fixed.get(key, value) != value:
+            raise WorkbenchError(f"npr.grpo.{key} = {value}: PAPO has {key} = {fixed[key]}")
+    fields = {**section["grpo"], **fixed}
+    steps = fields.get("gradient_accumulation_steps", 1)
+    if section["clip"] == "none" and fields.get("steps_per_generation", steps) != steps:
+        raise WorkbenchError(
+            "npr.grpo.steps_per_generation: PAPO makes one step a rollout batch (several need the "
+            "ratio to the old policy: npr.clip=dapo)"
+        )
+    return fields
 
 
 def train(
@@ -80,16 +115,12 @@ def train(
     settings = RolloutSettings(
         params=SamplingParams(**section["sampling"]),
         mode=mode,
-        reward=partial(stage3_reward, invalid=section["invalid"]),
+        reward=partial(stage3_reward, invalid=section["invalid"], span_bonus=section["span_bonus"]),
+        engine_tokens=section["engine_tokens"],
         min_kept=section["min_kept"],
+        max_flat=section["max_flat"],
         max_logprob_gap=section["max_logprob_gap"],
     )
     name = "npr" if mode == "parallel" else "sr"
-    fields = {**section["grpo"], **PAPO}
-    for key, value in section["grpo"].items():
-        if fields[key] != value:
-            raise WorkbenchError(f"npr.grpo.{key} = {value}: PAPO has {key} = {fields[key]}")
-    steps = fields.get("gradient_accumulation_steps", 1)
-    if fields.get("steps_per_generation", steps) != steps:
-        raise WorkbenchError("npr.grpo.steps_per_generation: PAPO makes one step a rollout batch")
-    return run_stage(profile, run_dir, name, input_checkpoint, fields, settings, seed)
+    fields = grpo_fields(section)
+    return run_stage(profile, run_dir, name, input_checkpoint, section, fields, settings, seed)

@@ -15,7 +15,7 @@ from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.engine.sampling import mix
 from npr_lib.problems import build_prompt, load_problems
 from npr_lib.progress import report_progress
-from npr_lib.train.rollouts import load_checkpoint
+from npr_lib.train.checkpoints import load_checkpoint
 from npr_lib.trajectory import to_rows
 
 

@@ -13,7 +13,6 @@ What it changes in TRL's trainer, and why:
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -23,34 +22,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from npr_lib import WorkbenchError
-from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
+from npr_lib.engine import SamplingParams, TorchEngine
 from npr_lib.engine.sampling import mix
 from npr_lib.layout import BatchLayout, stack_layouts
-from npr_lib.problems import Problem, ProblemSet, build_prompt, load_problems
-from npr_lib.progress import report_progress
+from npr_lib.problems import Problem, ProblemSet, build_prompt
 from npr_lib.rewards import format_reward
-from npr_lib.trajectory import Mode, Trajectory, to_rows
+from npr_lib.schema import TAGS
+from npr_lib.trajectory import Mode, Trajectory, write_rollouts
 
 # `rollout_func` may change with TRL's next minor version, which pyproject.toml therefore excludes.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-# (format reward, accuracy reward) -> reward, nan: keep the response out of loss and statistics
-RewardRule = Callable[[float, float], float]
+# (format reward, accuracy reward, span / work) -> reward; nan: keep the response out of loss and
+# statistics
+RewardRule = Callable[[float, float, float], float]
+CHUNKS = 4  # of a micro-batch, by length: rows of like length need little padding
 LAYOUT_FIELDS = ("position_ids", "hidden", "start", "end")
 
 
@@ -71,33 +63,32 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class RolloutSettings:
-    """How a stage rolls out: sampling, decoding mode, reward, and its two safety nets.
+    """How a stage rolls out: sampling, decoding mode, reward, what is in the loss, safety nets.
 
     resamples: how often groups whose rewards are all equal are replaced by other problems
-        (DAPO's dynamic sampling; 0: never). min_kept: the share of valid responses below which
-        training stops. max_logprob_gap: the same for |trainer - engine| logprobs.
+        (DAPO's dynamic sampling; 0: never). engine_tokens: whether tokens the engine wrote are in
+        the loss too.
+    Training stops when the share of valid responses falls below min_kept, when so many rollout
+        batches in a row (max_flat) had no group with different rewards, and when a logprob of the
+        trainer is further than max_logprob_gap from the engine's.
     """
 
     params: SamplingParams
     mode: Mode
     reward: RewardRule
     resamples: int = 0
+    engine_tokens: bool = False
     min_kept: float = 0.0
+    max_flat: int = 3
     max_logprob_gap: float = 1e-3
 
 
-def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A Hugging Face folder as (model, tokenizer); WorkbenchError if it is none."""
-    if not (Path(path) / "config.json").is_file():
-        raise WorkbenchError(f"{path} is not a model folder: it has no config.json")
-    model = AutoModelForCausalLM.from_pretrained(path)
-    # before an engine is made over it: the KV pool lies where the model is
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return model, AutoTokenizer.from_pretrained(path)
-
-
 class RolloutTrainer(GRPOTrainer):
-    """GRPO on trajectories of the engine. `rollouts` collects every row trained on."""
+    """GRPO on trajectories of the engine.
+
+    Every rollout batch is written to `output_dir`/rollouts, so that nothing is lost when a run is
+    stopped and little is kept in memory.
+    """
 
     def __init__(
         self,
@@ -106,19 +97,24 @@ class RolloutTrainer(GRPOTrainer):
         args: GRPOConfig,
         engine: TorchEngine,
         problems: ProblemSet,
+        validation: ProblemSet,
         template: str,
         settings: RolloutSettings,
     ) -> None:
         self.engine = engine
         self.problems = problems
+        self.validation = validation
         self.settings = settings
+        self.template = template
+        vocabulary = tokenizer.get_vocab()  # in stage 1 of a pretrained model tags are no tokens
+        self.tag_ids = torch.tensor([vocabulary[tag] for tag in TAGS if tag in vocabulary])
         self.prompts = [build_prompt(problem, template, tokenizer) for problem in problems]
         self.problem_of = dict(zip(self.prompts, problems, strict=True))
         for prompt, problem in zip(self.prompts, problems, strict=True):
             if self.problem_of[prompt].answer != problem.answer:
                 raise WorkbenchError(f"two answers for the same prompt: {prompt!r}")
-        self.rollouts: list[pd.DataFrame] = []
         self._batch: list[Rollout] = []
+        self._flat = 0
         self._inputs: dict[str, torch.Tensor] | None = None
         super().__init__(
             model=model,
@@ -127,8 +123,8 @@ class RolloutTrainer(GRPOTrainer):
             reward_funcs=_given_reward,
             rollout_func=_roll_out,
             train_dataset=Dataset.from_dict({"prompt": self.prompts}),
+            eval_dataset=Dataset.from_dict({"prompt": [p.problem for p in validation]}),
         )
-        log_to(self, Path(args.output_dir))
 
     def roll_out(self, prompts: Sequence[str]) -> list[Rollout]:
         """G rollouts for each prompt; groups of equal rewards are replaced by other problems."""
@@ -144,7 +140,9 @@ class RolloutTrainer(GRPOTrainer):
             for i, group in zip(dead, self._groups(drawn, attempt), strict=True):
                 if not _equal(group):
                     groups[i] = group
-        self._log_metric("zero_variance_groups", float(np.mean([_equal(g) for g in groups])))
+        flat = [_equal(group) for group in groups]
+        self._flat = self._flat + 1 if all(flat) else 0
+        self._log_metric("zero_variance_groups", float(np.mean(flat)))
         return [rollout for group in groups for rollout in group]
 
     def _groups(self, prompts: Sequence[str], attempt: int) -> list[list[Rollout]]:
@@ -161,30 +159,47 @@ class RolloutTrainer(GRPOTrainer):
     def _score(self, trajectory: Trajectory, problem: Problem) -> Rollout:
         r_f = format_reward(trajectory.graph)
         r_a = 1.0 if self.problems.verify(trajectory.graph.boxed, problem) else -1.0
-        return Rollout(trajectory, problem, r_f, r_a, self.settings.reward(r_f, r_a))
+        reward = self.settings.reward(r_f, r_a, trajectory.span / trajectory.work)
+        return Rollout(trajectory, problem, r_f, r_a, reward)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """One sampled response to every validation problem, the same draws each time: mean reward
+        (a filtered response counts as -1), accuracy, format pass, work and span."""
+        self.engine.weights_changed()
+        prompts = [build_prompt(p, self.template, self.processing_class) for p in self.validation]
+        params = replace(self.settings.params, seed=self.args.seed)
+        trajectories = self.engine.generate(prompts, params, mode=self.settings.mode)
+        scored = [self._score(*pair) for pair in zip(trajectories, self.validation, strict=True)]
+        rewards = np.nan_to_num([rollout.reward for rollout in scored], nan=-1.0)
+        figures = {"reward": float(rewards.mean()), **summarize(scored)}
+        metrics = {f"eval_{name}": value for name, value in figures.items()}
+        super(GRPOTrainer, self).log(metrics)  # GRPO's own would take the training metrics along
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     def log_batch(self, batch: Sequence[Rollout]) -> None:
-        """Metrics of a rollout batch; TrainingStoppedError when too few responses are valid."""
-        trajectories = [rollout.trajectory for rollout in batch]
-        valid = np.array([rollout.format_reward == 0 for rollout in batch])
-        branches = [k for t in trajectories for k in t.num_branches]
-        metrics = {
-            "accuracy": np.mean([rollout.accuracy_reward > 0 for rollout in batch]),
-            "format": valid.mean(),
-            "kept_share": np.mean([not math.isnan(rollout.reward) for rollout in batch]),
-            "trigger_rate": np.mean([t.triggered for t in trajectories]),
-            "branches": np.mean(branches) if branches else 0.0,
-            "work": np.mean([t.work for t in trajectories]),
-            "span": np.mean([t.span for t in trajectories]),
-            "off_policy": float(not self.settings.params.on_policy),
-        }
-        for name, value in metrics.items():
-            self._log_metric(name, float(value))
-        if valid.mean() < self.settings.min_kept:
+        """Metrics of a rollout batch; TrainingStoppedError when training can't go on: too few
+        responses are valid, or rollouts have taught nothing for a while."""
+        for name, value in summarize(batch).items():
+            self._log_metric(name, value)
+        self._log_metric("off_policy", float(not self.settings.params.on_policy))
+        step, valid = self.state.global_step, np.mean([r.format_reward == 0 for r in batch])
+        if valid < self.settings.min_kept:
             raise TrainingStoppedError(
-                f"step {self.state.global_step}: {valid.mean():.0%} of the responses are valid, "
-                f"below the floor of {self.settings.min_kept:.0%}: the format collapses. Lower the "
-                "learning rate, or use invalid='penalize'"
+                f"step {step}: {valid:.0%} of the responses are valid, below the floor of "
+                f"{self.settings.min_kept:.0%}: the format collapses. Lower the learning rate, or "
+                "use invalid='penalize'. The last checkpoint is kept"
+            )
+        if self._flat >= self.settings.max_flat:
+            rewards = sorted({rollout.reward for rollout in batch})
+            raise TrainingStoppedError(
+                f"step {step}: {self._flat} rollout batches in a row had no group with different "
+                f"rewards (the last had {rewards}), so nothing can be learnt from them. All right: "
+                "train for fewer steps or on harder problems. All wrong or filtered: start from a "
+                "better model, lower the learning rate, or raise the samples a problem. The last "
+                "checkpoint is kept"
             )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -208,20 +223,19 @@ class RolloutTrainer(GRPOTrainer):
         return {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
 
     def _record(self, advantages: Sequence[float]) -> None:
-        batch, size = self._batch, self.num_generations
-        self.rollouts.append(
-            to_rows(
-                [rollout.trajectory for rollout in batch],
-                problem_id=[rollout.problem.id for rollout in batch],
-                problem=[rollout.problem.problem for rollout in batch],
-                answer=[rollout.problem.answer for rollout in batch],
-                sample=[i % size for i in range(len(batch))],
-                reward=[rollout.reward for rollout in batch],
-                accuracy=[float(rollout.accuracy_reward > 0) for rollout in batch],
-                format_reward=[rollout.format_reward for rollout in batch],
-                advantage=list(advantages),
-                step=self.state.global_step,
-            )
+        batch, size, step = self._batch, self.num_generations, self.state.global_step
+        write_rollouts(
+            Path(self.args.output_dir) / "rollouts" / f"{step:06d}.parquet",
+            [rollout.trajectory for rollout in batch],
+            problem_id=[rollout.problem.id for rollout in batch],
+            problem=[rollout.problem.problem for rollout in batch],
+            answer=[rollout.problem.answer for rollout in batch],
+            sample=[i % size for i in range(len(batch))],
+            reward=[rollout.reward for rollout in batch],
+            accuracy=[float(rollout.accuracy_reward > 0) for rollout in batch],
+            format_reward=[rollout.format_reward for rollout in batch],
+            advantage=list(advantages),
+            step=step,
         )
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
@@ -248,25 +262,43 @@ class RolloutTrainer(GRPOTrainer):
         layout = BatchLayout(*(tensors[f"layout_{field}"] for field in LAYOUT_FIELDS))
         labels = input_ids.masked_fill(attention_mask == 0, -100)
         labels[:, :-logits_to_keep] = -100
-        logprobs, entropies = [], []
-        for start in range(0, len(input_ids), batch_size or len(input_ids)):
-            rows = slice(start, start + (batch_size or len(input_ids)))
-            part = layout[rows]
+        logprobs_BT = torch.zeros(labels[:, -logits_to_keep:].shape, device=labels.device)
+        entropies_BT = torch.zeros_like(logprobs_BT)
+        prompt_width = input_ids.shape[1] - logits_to_keep
+        size = math.ceil((batch_size or len(input_ids)) / CHUNKS)
+        for rows in (layout.end - layout.start).argsort(stable=True).split(size):
+            left, right = int(layout.start[rows].min()), int(layout.end[rows].max())
+            part = layout.crop(rows, left, right)
             with self.accelerator.autocast():
                 output = model(
-                    input_ids=input_ids[rows],
-                    attention_mask=attention_mask[rows],
+                    input_ids=input_ids[rows, left:right],
+                    attention_mask=attention_mask[rows, left:right],
                     position_ids=part.position_ids,
                     npr_layout=part,
-                    labels=labels[rows],
+                    labels=labels[rows, left:right],
                     fused_lm_head=True,
                 )
-            logprobs.append(output.log_probs[:, -logits_to_keep:])
-            entropies.append(output.entropy[:, -logits_to_keep:])
-        logprobs_BT = torch.cat(logprobs)
+            longest = right - prompt_width
+            at = (rows[:, None], torch.arange(longest, device=rows.device))
+            logprobs_BT = logprobs_BT.index_put(at, output.log_probs[:, -longest:])
+            entropies_BT = entropies_BT.index_put(at, output.entropy[:, -longest:])
         if "old_per_token_logps" not in tensors:  # else the weights have moved on
             self._compare(logprobs_BT.detach(), tensors["engine_logprobs"])
-        return logprobs_BT, torch.cat(entropies), None
+            self._log_entropies(
+                entropies_BT.detach(), input_ids[:, prompt_width:], tensors["engine_logprobs"]
+            )
+        return logprobs_BT, entropies_BT, None
+
+    def _log_entropies(
+        self, entropies_BT: torch.Tensor, ids_BT: torch.Tensor, engine_BT: torch.Tensor
+    ) -> None:
+        """Mean entropies of sampled tokens: of tags, which carry the structure, and of others."""
+        own_BT = ~engine_BT.isnan()
+        tags_BT = torch.isin(ids_BT, self.tag_ids.to(ids_BT.device))
+        for name, chosen_BT in (("tags", own_BT & tags_BT), ("others", own_BT & ~tags_BT)):
+            if chosen_BT.any():
+                mean = entropies_BT[chosen_BT].mean().item()
+                self._metrics["train"][f"entropy/{name}"].append(mean)
 
     def _compare(self, logprobs_BT: torch.Tensor, engine_BT: torch.Tensor) -> None:
         gaps = (logprobs_BT - engine_BT).abs()
@@ -289,18 +321,36 @@ def _roll_out(prompts: Sequence[str], trainer: RolloutTrainer) -> dict[str, list
     batch = trainer._batch = trainer.roll_out(prompts[::size])
     trainer.log_batch(batch)
     kept = [not math.isnan(rollout.reward) for rollout in batch]
+    everything = trainer.settings.engine_tokens
     return {
         "prompt_ids": [rollout.trajectory.prompt_ids for rollout in batch],
         "completion_ids": [rollout.trajectory.completion_ids for rollout in batch],
         "logprobs": None,
         "env_mask": [
-            [int(own and keep) for own in rollout.trajectory.sampled]
+            [int(keep and (own or everything)) for own in rollout.trajectory.sampled]
             for rollout, keep in zip(batch, kept, strict=True)
         ],
         "given_reward": [
             rollout.reward if keep else None for rollout, keep in zip(batch, kept, strict=True)
         ],
     }
+
+
+def summarize(batch: Sequence[Rollout]) -> dict[str, float]:
+    """Figures of a batch of scored rollouts, shares in [0, 1], lengths in tokens."""
+    trajectories = [rollout.trajectory for rollout in batch]
+    branches = [k for t in trajectories for k in t.num_branches]
+    figures = {
+        "accuracy": np.mean([rollout.accuracy_reward > 0 for rollout in batch]),
+        "format": np.mean([rollout.format_reward == 0 for rollout in batch]),
+        "kept_share": np.mean([not math.isnan(rollout.reward) for rollout in batch]),
+        "trigger_rate": np.mean([t.triggered for t in trajectories]),
+        "branches": np.mean(branches) if branches else 0.0,
+        "blocks": np.mean([len(t.num_branches) for t in trajectories]),
+        "work": np.mean([t.work for t in trajectories]),
+        "span": np.mean([t.span for t in trajectories]),
+    }
+    return {name: float(value) for name, value in figures.items()}
 
 
 def _given_reward(given_reward: Sequence[float | None], **_: Any) -> Sequence[float | None]:
@@ -310,95 +360,3 @@ def _given_reward(given_reward: Sequence[float | None], **_: Any) -> Sequence[fl
 def _equal(group: Sequence[Rollout]) -> bool:
     """All rewards of a group are the same (or filtered): it teaches nothing."""
     return len({r.reward for r in group if not math.isnan(r.reward)}) <= 1
-
-
-def log_to(trainer: Trainer, folder: Path) -> None:
-    """Let a trainer log to `folder`/log.jsonl and as progress, instead of printing."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(LogWriter(folder))
-
-
-class LogWriter(TrainerCallback):
-    """Every logged step as a line of `log.jsonl`, and as progress."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "log.jsonl"
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        if "train_runtime" in logs:
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-        shown = {k: logs[k] for k in ("reward", "accuracy", "format", "loss") if k in logs}
-        report_progress(state.global_step, state.max_steps, part=self.path.parent.name, **shown)
-
-
-# TRL's defaults that would bite here; a profile may set them.
-DEFAULTS: dict[str, Any] = {
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "lr_scheduler_type": "constant",
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "dataloader_pin_memory": torch.cuda.is_available(),
-    "mask_truncated_completions": False,
-}
-
-
-def run_stage(
-    profile: dict[str, Any],
-    run_dir: Path,
-    name: str,
-    input_checkpoint: Path,
-    fields: dict[str, Any],
-    settings: RolloutSettings,
-    seed: int,
-) -> Path:
-    """Train one RL stage: load, roll out and train, save the checkpoint and the rollouts.
-
-    fields: GRPOConfig's. Returns run_dir / name, a Hugging Face folder with log.jsonl; the
-    rollouts go to run_dir / "rollouts" / f"{name}.parquet".
-    """
-    folder = Path(run_dir) / name
-    model, tokenizer = load_checkpoint(input_checkpoint)
-    engine = TorchEngine(model, tokenizer, EngineConfig(**profile["engine"]))
-    args = GRPOConfig(
-        **{
-            **DEFAULTS,
-            **fields,
-            "output_dir": str(folder),
-            "seed": seed,
-            "temperature": settings.params.temperature,
-            "max_completion_length": settings.params.max_tokens,
-            "remove_unused_columns": False,
-        }
-    )
-    problems = load_problems(profile["problems"], "train", seed)
-    trainer = RolloutTrainer(model, tokenizer, args, engine, problems, profile["prompt"], settings)
-    trainer.train()
-    save_checkpoint(model, tokenizer, folder, settings.mode)
-    path = Path(run_dir) / "rollouts" / f"{name}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.concat(trainer.rollouts, ignore_index=True).to_parquet(path, index=False)
-    return folder
-
-
-def save_checkpoint(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, mode: Mode
-) -> None:
-    """A Hugging Face folder, and `npr.json` that says in which mode the model was trained."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "npr.json").write_text(json.dumps({"mode": mode}) + "\n")
-
-
-def checkpoint_mode(folder: Path | str) -> Mode:
-    """The mode a checkpoint was trained for; sequential where it doesn't say."""
-    path = Path(folder) / "npr.json"
-    return json.loads(path.read_text())["mode"] if path.exists() else "sequential"

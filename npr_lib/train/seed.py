@@ -1,18 +1,8 @@
 """Stage 0: the tiny seed model, pretrained from nothing on a corpus of mixed quality.
 
 The other profiles start from an instruct model; the tiny one has to make its own, and a useful
-one: it can do the pieces and does not know how to arrange them. Its corpus is written here, in
-the tag grammar, over "parts" problems ("A=7-2+3;B=4+1-2;total?"):
-
-- *valid* responses, which put one part or several in a plan at random. A step with one part is
-  right ("A=7-2-3=5-3=2"); a step with several parts is long, and careless: it forgets a final
-  subtraction with probability `careless` ("A=7-2-3=5-3~5,C=..."). So splitting pays in accuracy
-  and in span, and learning to decide it is left to reinforcement learning.
-- *malformed* responses in `MALFORMATIONS` ways and *plain* ones without tags, so that the format
-  is there to be learnt.
-- *drills*: one step, any, straight after `</guideline>`, with the loss on its content only. A
-  sequential model could find its part in what its siblings did; in parallel the index of its plan
-  is the only key, and here too.
+one: it can do the pieces and does not know how to arrange them. `npr_lib.train.corpus` writes what
+it reads.
 
 A plain loop on purpose: no trainer class, no gradient accumulation, no mixed precision, no
 evaluation. Muon on the matrices of the layers, AdamW on embeddings and norms. Run by
@@ -25,7 +15,6 @@ import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,162 +30,11 @@ from transformers import (
 )
 
 from npr_lib import WorkbenchError
-from npr_lib.problems import Problem, build_prompt, evaluate, load_problems
 from npr_lib.progress import report_progress
 from npr_lib.tokenizer import encode, tiny_tokenizer
+from npr_lib.train.corpus import Document, corpus
 
 IGNORE = -100  # label of a token without loss
-KINDS = ("valid", "malformed", "plain", "drill")
-
-
-# ---------------------------------------------------------------- the corpus
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A prompt and a response in pieces `(text, trained)`; `kind` says what it teaches."""
-
-    prompt: str
-    pieces: tuple[tuple[str, bool], ...]
-    kind: str
-
-    @property
-    def response(self) -> str:
-        return "".join(text for text, _ in self.pieces)
-
-
-def corpus(profile: Mapping[str, Any], seed: int) -> Iterator[Document]:
-    """Documents without end, over training problems only; a function of (profile, seed). None for
-    a model that exists already.
-
-    `profile["seed"]["corpus"]` holds the shares of `KINDS`, `split` (chance that a part gets a
-    plan of its own instead of joining the plan before it), `careless` (chance that a part of a
-    shared step forgets a final subtraction) and `problems` (how many are drawn from).
-    """
-    if "path" in profile["model"]:
-        return
-    spec = profile["seed"]["corpus"]
-    if profile["problems"]["kind"] != "parts":
-        raise ValueError("the seed corpus is written for problems of kind 'parts' only")
-    problems = load_problems(profile["problems"] | {"train": spec["problems"]}, "train", seed)
-    prompts = [build_prompt(problem, profile["prompt"]) for problem in problems]
-    draw = random.Random(seed)
-    shares = [spec[kind] for kind in KINDS]
-    while True:
-        i = draw.randrange(len(problems))
-        kind = draw.choices(KINDS, shares)[0]
-        answer = _answer(problems[i], spec, draw, 0.8 if kind == "drill" else spec["split"])
-        if kind == "malformed":
-            alone = len(answer.steps) == 1
-            kind = draw.choice([k for k in MALFORMATIONS if not (alone and k in NEED_TWO_STEPS)])
-        yield Document(prompts[i], tuple(_pieces(kind, answer, draw)), kind)
-
-
-@dataclass(slots=True)
-class _Answer:
-    """The texts of a response before they are put between tags."""
-
-    plans: list[str]
-    steps: list[str]
-    values: list[list[tuple[str, int]]]  # of every step: (label, value) of its parts
-
-    def takeaway(self, chosen: Sequence[int]) -> tuple[str, int]:
-        """The values of the chosen steps with running totals ("B=3,C=8:11,A=8:19"); the total."""
-        text, total = "", 0
-        for label, value in (pair for i in chosen for pair in self.values[i]):
-            total += value
-            text += f",{label}={value}:{total}" if text else f"{label}={value}"
-        return text, total
-
-
-def _answer(
-    problem: Problem, spec: Mapping[str, Any], draw: random.Random, split: float
-) -> _Answer:
-    answer = _Answer([], [], [])
-    for group in _groups(list(problem.meta["parts"]), draw, split):
-        lines, values = [], []
-        for label in group:
-            expression = problem.meta["parts"][label]
-            middle, value = evaluate(expression)
-            sign = "=" if len(group) == 1 else "~"
-            if sign == "~" and expression[3] == "-" and draw.random() < spec["careless"]:
-                value = middle
-            lines.append(f"{label}={expression}={middle}{expression[3:]}{sign}{value}")
-            values.append((label, value))
-        answer.plans.append(",".join(group))
-        answer.steps.append(",".join(lines))
-        answer.values.append(values)
-    return answer
-
-
-def _groups(labels: list[str], draw: random.Random, split: float) -> list[list[str]]:
-    """The labels in cyclic order from a random start, cut between neighbours with chance `split`.
-
-    Cyclic, because token-wise greedy decoding prefers to end a list whose next entry is uniform.
-    """
-    start = draw.randrange(len(labels))
-    groups = [[labels[start]]]
-    for label in labels[start + 1 :] + labels[:start]:
-        if draw.random() < split:
-            groups.append([label])
-        else:
-            groups[-1].append(label)
-    return groups
-
-
-def _guideline(plans: Sequence[str]) -> str:
-    inner = "".join(f"<plan>{i}:{plan}</plan>" for i, plan in enumerate(plans, start=1))
-    return f"<guideline>{inner}</guideline>"
-
-
-def _pieces(kind: str, answer: _Answer, draw: random.Random) -> list[tuple[str, bool]]:
-    """The response of a kind as (text, trained) pieces."""
-    order = list(range(len(answer.steps)))
-    if kind == "drill":
-        i = draw.choice(order)
-        given = f"{_guideline(answer.plans)}<step>{i + 1}:"
-        return [(given, False), (f"{answer.steps[i]}</step>", True)]
-    if kind == "plain":
-        text, total = answer.takeaway(order)
-        return [(f"{','.join(answer.steps)};{text}\\boxed{{{total}}}", True)]
-    chosen = _reorder(kind, order, draw)
-    steps = "".join(f"<step>{i + 1}:{answer.steps[i]}</step>" for i in chosen)
-    text, total = answer.takeaway(chosen)
-    response = f"{_guideline(answer.plans)}{steps}<takeaway>{text}</takeaway>\\boxed{{{total}}}"
-    return [(MALFORMATIONS.get(kind, _keep)(response), True)]
-
-
-def _reorder(kind: str, order: list[int], draw: random.Random) -> list[int]:
-    """Which steps are written in which order: all in order, but for three malformations."""
-    if kind == "shuffled steps":
-        shuffled = draw.sample(order, len(order))
-        return shuffled if shuffled != order else order[::-1]
-    if kind == "skipped step":
-        return sorted(draw.sample(order, len(order) - 1))
-    if kind == "repeated step":
-        return [*order, draw.choice(order)]
-    return order
-
-
-def _keep(response: str) -> str:
-    return response
-
-
-# How a valid response is spoilt; the first three already have other steps (`_reorder`).
-MALFORMATIONS = {
-    "shuffled steps": _keep,
-    "skipped step": _keep,
-    "repeated step": _keep,
-    "no takeaway tags": lambda r: r.replace("<takeaway>", "").replace("</takeaway>", ""),
-    "unclosed plan": lambda r: r.replace("</plan></guideline>", "</guideline>"),
-    "unclosed step": lambda r: r.replace("</step><takeaway>", "<takeaway>"),
-    "no plan tags": lambda r: r.replace("<plan>", "").replace("</plan>", ""),
-    "no box": lambda r: r.replace("\\boxed{", "").replace("}", ""),
-}
-NEED_TWO_STEPS = ("shuffled steps", "skipped step")
-
-
-# ---------------------------------------------------------------- training
 
 
 def train(profile: Mapping[str, Any], run_dir: str | Path, seed: int) -> Path:

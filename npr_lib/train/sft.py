@@ -24,11 +24,14 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from npr_lib import WorkbenchError
+from npr_lib.digests import digest
 from npr_lib.engine.attention import use_npr_attention
 from npr_lib.layout import Layout, causal_layout, layout, sampled_tokens, stack_layouts
 from npr_lib.schema import parse
 from npr_lib.tokenizer import TagIds, add_tag_tokens, encode, render_ids
-from npr_lib.train.rollouts import DEFAULTS, load_checkpoint, log_to, save_checkpoint
+from npr_lib.train.checkpoints import begin_training, load_checkpoint, save_checkpoint
+from npr_lib.train.logs import log_to
+from npr_lib.train.stage import DEFAULTS
 from npr_lib.trajectory import Mode
 
 
@@ -95,10 +98,15 @@ def train(
     if not data.exists():
         raise WorkbenchError(f"{data} does not exist: run rejection sampling (stage 2) first")
     frame = pd.read_parquet(data)
+    folder = Path(run_dir) / ("npr_beta" if mode == "parallel" else "sr_beta")
+    identity = {"sft": profile["sft"], "data": digest(data), "mode": mode, "seed": seed}
+    resume = begin_training(folder, input_checkpoint, identity)
+    if (folder / "npr.json").exists():
+        print(f"{folder} was trained before, with the same settings: nothing to do")
+        return folder
     model, tokenizer = load_checkpoint(input_checkpoint)
     tags = add_tag_tokens(model, tokenizer)
     use_npr_attention(model)
-    folder = Path(run_dir) / ("npr_beta" if mode == "parallel" else "sr_beta")
     prompts = [tokenizer.decode(ids) for ids in frame["prompt_ids"]]
     examples = [
         example(prompt, text, tokenizer, mode)
@@ -106,8 +114,9 @@ def train(
     ]
     args = SFTConfig(
         **{
-            **{k: v for k, v in DEFAULTS.items() if k != "mask_truncated_completions"},
+            **DEFAULTS,
             "lr_scheduler_type": "cosine",
+            "save_steps": 100,
             **profile["sft"]["trl"],
             "output_dir": str(folder),
             "seed": seed,
@@ -124,6 +133,6 @@ def train(
         data_collator=Collator(tokenizer.pad_token_id, tags, mode),
     )
     log_to(trainer, folder)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     save_checkpoint(model, tokenizer, folder, mode)
     return folder

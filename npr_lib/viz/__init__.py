@@ -8,6 +8,7 @@ what they found).
     slips, doubt                                         where a trajectory may have gone wrong
     curves                                               of a training log
     ladder, paired, speed, lengths, branches, table      of evaluated checkpoints
+    adaptivity                                           of their ways to divide a problem
     benchmark                                            of the engine against its peers
 
 Figures carry their data and fetch nothing; whoever writes them to HTML chooses where plotly's
@@ -16,6 +17,7 @@ script lies.
 
 from npr_lib.viz.attempts import what_if
 from npr_lib.viz.bench import benchmark
+from npr_lib.viz.branching import adaptivity
 from npr_lib.viz.comparison import ladder, paired, speed
 from npr_lib.viz.distribution import branches, lengths
 from npr_lib.viz.errors import doubt, slips
@@ -30,6 +32,7 @@ from npr_lib.viz.training import curves
 from npr_lib.viz.widget import explore
 
 __all__ = [
+    "adaptivity",
     "benchmark",
     "branches",
     "curves",

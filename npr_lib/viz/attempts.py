@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RESAMPLE = "resample from here"
+Verify = Callable[[str | None, pd.Series], bool]
+"""Whether an answer (what is in the last box, None: no box) is right for the problem of a row."""
 KEPT = ("problem_id", "problem", "answer")  # of a row, in those of its attempts
 _PLAN = re.compile(r"<plan>\s*\d+\s*:(.*?)</plan>", re.DOTALL)
 _STEP_TAGS = re.compile(r"^<step>\s*\d+\s*:|</step>$")
@@ -96,7 +98,8 @@ class WhatIf(Explorer):
     """The explorer with edits; each attempt is a further row, shown beside the one it came from.
 
     rollouts: the given ones and the attempts. Of these `edit` says what was done, `origin` to
-        which row (as numbered here), and `seed` what it was sampled with; nobody has scored them.
+        which row (as numbered here), and `seed` what it was sampled with; `accuracy` is there if
+        there is something to verify with.
 
     One more message: {"ask": "edit", "value": the arguments of `attempt`}.
     """
@@ -107,37 +110,60 @@ class WhatIf(Explorer):
         rollouts: pd.DataFrame,
         tokenizer: PreTrainedTokenizerBase,
         params: SamplingParams,
+        verify: Verify | None = None,
     ) -> None:
         super().__init__(rollouts.reset_index(drop=True), tokenizer)
+        self._verify = verify
         self._engine = engine
         self._params = params
         self._seeds = count(params.seed + 1)
         self._loop = _running_loop()
 
-    def attempt(self, row: int, segment: int, label: str, text: str = "") -> int:
+    def attempt(
+        self, row: int, segment: int, label: str, text: str = "", token: int | None = None
+    ) -> int:
         """Edit a segment of a row's response and decode the rest anew; the number of the new row.
 
         A resampling takes a seed that was not used before, any other edit that of the parameters.
 
+        Args:
+            token: of the segment, counted from the prompt's first: where a resampling begins.
+
         Raises:
-            ValueError: the segment has no such edit, or the engine can't go on from it.
+            ValueError: the segment has no such edit or token, or the engine can't go on from it.
         """
         trajectory = from_row(self.rollouts.iloc[row])
         node = self._record(row)["segments"][segment]
         offered = {one.label: one for one in self._edits(trajectory, node)}
         if label not in offered:
             raise ValueError(f"{node['name']} of row {row}: {label!r} is none of {[*offered]}")
-        prefix = offered[label].prefix(text)
-        params = self._params
+        what, params = f"{node['name']}: {label}", self._params
         if label == RESAMPLE:
             params = replace(params, seed=next(self._seeds))
+        if token is None:
+            prefix = offered[label].prefix(text)
+        else:
+            prefix, what = self._from_token(trajectory, node, label, token)
         prompts, mode = [trajectory.prompt_ids], trajectory.mode
         (made,) = self._engine.generate(prompts, params, mode=mode, prefix=prefix)
-        kept = {name: self.rollouts[name].iloc[row] for name in KEPT if name in self.rollouts}
-        what = {"edit": f"{node['name']}: {label}", "origin": row, "seed": params.seed}
-        new = to_rows([made], **kept, **what).astype({"origin": "Int64", "seed": "UInt64"})
+        known = {name: self.rollouts[name].iloc[row] for name in KEPT if name in self.rollouts}
+        known |= {"edit": what, "origin": row, "seed": params.seed}
+        if self._verify:
+            right = self._verify(made.graph.boxed, self.rollouts.iloc[row])
+            known["accuracy"] = float(right)
+        new = to_rows([made], **known).astype({"origin": "Int64", "seed": "UInt64"})
         self.hold(pd.concat([self.rollouts, new], ignore_index=True))
         return len(self.rollouts) - 1
+
+    def _from_token(
+        self, trajectory: Trajectory, node: dict[str, Any], label: str, token: int
+    ) -> tuple[Prefix, str]:
+        """What a resampling from a token goes on from, and what it is called."""
+        name, first = node["name"], token - len(trajectory.prompt_ids)
+        if label != RESAMPLE or first < 0 or not node["start"] <= token < node["end"]:
+            raise ValueError(f"{label!r} of {name}: token {token} is none of it to resample from")
+        written = node["tokens"][token - node["start"]][:40]
+        return edit.cut(trajectory, self._tokenizer, first), f"{name}: resample from “{written}”"
 
     def _edits(self, trajectory: Trajectory, node: dict[str, Any]) -> list[Edit]:
         path = tuple(tuple(step) for step in node["path"])
@@ -183,12 +209,17 @@ def what_if(
     rollouts: pd.DataFrame,
     tokenizer: PreTrainedTokenizerBase,
     params: SamplingParams,
+    verify: Verify | None = None,
 ) -> WhatIf:
-    """The explorer, and for the selected part what could have been otherwise: resample from there,
-    edit a plan, rewrite a branch or a takeaway, drop a branch. What has not seen the change stays,
-    the rest is decoded again and shown beside the response as it was.
+    """The explorer, and for the selected part what could have been otherwise: resample from there
+    or from a token of it, edit a plan, rewrite a branch or a takeaway, drop a branch. What has not
+    seen the change stays, the rest is decoded again and shown beside the response as it was.
+
+    Args:
+        verify: tells whether an attempt is right, from its answer and the row it came from;
+            without it attempts have no verdict.
 
     Raises:
         ValueError: the table holds no rollouts.
     """
-    return WhatIf(engine, rollouts, tokenizer, params)
+    return WhatIf(engine, rollouts, tokenizer, params, verify)

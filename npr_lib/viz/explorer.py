@@ -85,7 +85,8 @@ def table(rollouts: pd.DataFrame) -> dict[str, Any]:
     Returns:
         size: number of rollouts. columns: name -> values, None for missing ones. headings: name
         -> heading. groups: what tells one problem from another, one value a rollout. theme:
-        colours of the kinds of segments, and of low, high, right and wrong.
+        colours of the kinds of segments, and of low, high, right and wrong. entropies: whether any
+        response has them.
 
     Raises:
         ValueError: the table holds no rollouts.
@@ -112,12 +113,14 @@ def table(rollouts: pd.DataFrame) -> dict[str, Any]:
     groups = pd.factorize(known[key])[0].tolist() if key else list(range(len(known)))
     colors = {"kinds": theme.KINDS, "low": theme.BLUE, "high": theme.VERMILLION}
     headings = {name: COLUMNS[name] for name in columns}
+    entropies = known.get("entropies", ())
     return {
         "size": len(known),
         "columns": columns,
         "headings": headings,
         "groups": groups,
         "theme": colors,
+        "entropies": any(np.isfinite(np.asarray(own, float)).any() for own in entropies),
     }
 
 
@@ -146,9 +149,9 @@ def record(
 
     Returns:
         segments: the nodes (`_node`). edges: pairs of segments, [upper, lower]. lanes: names of
-        the timeline's lanes. logprobs, sampled, steps: one a token of the completion (logprobs in
-        1/1000 nat, None where engine-written). prompt_len, work, span in tokens. violations:
-        {kind, message, segment, token in it}.
+        the timeline's lanes. logprobs, entropies, sampled, steps: one a token of the completion
+        (the first two in 1/1000 nat, None where engine-written or unknown). prompt_len, work, span
+        in tokens. violations: {kind, message, segment, token in it}.
     """
     if pieces and trajectory.mode == "sequential":
         trajectory = as_written(trajectory, pieces)
@@ -168,7 +171,8 @@ def record(
         "segments": nodes,
         "edges": _edges(segments),
         "lanes": [lane_name(lane) for lane in lanes],
-        "logprobs": [None if math.isnan(x) else round(1000 * x) for x in trajectory.logprobs],
+        "logprobs": _thousandths(trajectory.logprobs),
+        "entropies": _thousandths(trajectory.entropies),
         "sampled": [int(own) for own in trajectory.sampled],
         "steps": trajectory.decode_steps,
         "prompt_len": len(trajectory.prompt_ids),
@@ -179,6 +183,10 @@ def record(
         "boxed": trajectory.graph.boxed,
         "violations": _violations(trajectory, nodes),
     }
+
+
+def _thousandths(nats: Sequence[float]) -> list[int | None]:
+    return [None if math.isnan(x) else round(1000 * x) for x in nats]
 
 
 def _lane(segment: Segment) -> tuple[int, ...]:

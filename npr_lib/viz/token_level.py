@@ -209,6 +209,8 @@ def _segment_labels(trajectory: Trajectory, names: list[str]) -> list[dict]:
 def tokens(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase | None = None) -> go.Figure:
     """How surprised the policy was by each token it chose, −log p in nats; gaps: engine-written.
 
+    Dashes, where they were recorded: the entropies, which are the surprise to be expected.
+
     Args:
         tokenizer: names the tokens on hover; without it they are shown by id.
     """
@@ -231,10 +233,24 @@ def tokens(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase | None = N
                     hovertemplate="%{hovertext}<br>%{y:.2f} nats<extra></extra>",
                 )
             )
+    expected = np.asarray(trajectory.entropies, dtype=float)
+    known = np.flatnonzero(~np.isnan(expected))
+    if len(known):
+        figure.add_trace(
+            go.Scatter(
+                x=known + prompt,
+                y=expected[known],
+                name="entropy",
+                mode="markers",
+                marker={"symbol": "line-ew", "size": 7, "line": {"width": 1.5, "color": theme.INK}},
+                hovertemplate="%{y:.2f} nats to be expected<extra></extra>",
+            )
+        )
     theme.style(
         figure,
         "Surprise: where the policy hesitated",
-        f"mean {np.nanmean(surprise):.2f} nats a chosen token",
+        f"mean {np.nanmean(surprise):.2f} nats a chosen token"
+        + (" · dashes: entropy, the surprise to be expected" if len(known) else ""),
         height=340,
         barmode="overlay",
         bargap=0.1,

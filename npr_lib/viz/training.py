@@ -16,9 +16,12 @@ PANEL = 190  # px
 # name in the log: (what to call it, unit). Shares are shown in %.
 QUANTITIES = {
     "reward": ("mean reward", ""),
+    "eval_reward": ("validation reward", ""),
     "loss": ("loss", ""),
     "eval_loss": ("validation loss", "nats / token"),
     "entropy": ("policy entropy", "nats / token"),
+    "entropy/tags": ("entropy at tags", "nats / token"),
+    "entropy/others": ("entropy elsewhere", "nats / token"),
     "grad_norm": ("gradient norm", ""),
     "learning_rate": ("learning rate", ""),
     "accuracy": ("accuracy", "%"),
@@ -28,7 +31,7 @@ QUANTITIES = {
     "kept_share": ("kept responses", "%"),
     "zero_variance_groups": ("groups of equal rewards", "%"),
     "branches": ("branches per block", ""),
-    "fully_split": ("fully split", "%"),
+    "blocks": ("blocks per response", ""),
     "work": ("work", "tokens / response"),
     "span": ("span", "tokens / response"),
     "mean_token_accuracy": ("token accuracy", "%"),

@@ -1,8 +1,9 @@
 // The selected segment: what it says, token by token, and what is known of it.
 
-import { element, formula, visible } from "./dom.js";
+import { element, formula, shortened, visible } from "./dom.js";
 import {
   QUANTITIES,
+  entropy,
   kindColor,
   largest,
   mean,
@@ -16,8 +17,11 @@ const AT_ONCE = 1500; // tokens; more follow when one scrolls to them
 const LISTED = 5; // equations; the rest is marked in the text
 const TAG = /^<\/?(?:guideline|plan|step|takeaway)>$/;
 
-// hovered(token or null): the pointer is on a token of the text. edits: the pane with what can be
-// done with the segment.
+const nats = (values) => `mean ${number(mean(values))}, most ${number(largest(values))} nats`;
+const chanceOf = (surprise) => `p = ${number(100 * Math.exp(-surprise), 1)} %`;
+
+// hovered(token or null): the pointer is on a token of the text. edits: what can be done with the
+// segment, with its pane; a click on a token says where a resampling begins.
 export function makeDetail(tip, hovered, edits) {
   const head = element("div", { class: "npr-facts" });
   const text = element("div", { class: "npr-text", dir: "auto" });
@@ -25,7 +29,7 @@ export function makeDetail(tip, hovered, edits) {
     "section",
     { class: "npr-detail", "aria-label": "selected segment" },
     head,
-    edits,
+    edits.pane,
     text,
   );
   const watcher = new IntersectionObserver(
@@ -33,17 +37,19 @@ export function makeDetail(tip, hovered, edits) {
     { root: pane, rootMargin: "400px" },
   );
   let [record, segment, quantity, next, set] = [null, null, QUANTITIES.kind, 0, false];
+  let begin = null; // the token to resample from
   return { pane, show, color };
 
   function show(newRecord, index) {
     const grown = segment?.name === newRecord.segments[index].name;
     const top = grown ? pane.scrollTop : 0;
     [record, segment] = [newRecord, newRecord.segments[index]];
+    start(null);
     head.replaceChildren(
       element("h3", { style: `border-color:${kindColor(segment.kind)}` }, segment.name),
       segment.formulas.length ? setter() : "",
-      facts(),
       ...notes(index),
+      facts(),
     );
     write();
     pane.scrollTop = top;
@@ -68,21 +74,23 @@ export function makeDetail(tip, hovered, edits) {
     const size = segment.end - segment.start;
     const [first, last] = segment.positions;
     const surprises = values(record, segment, surprise);
+    const entropies = values(record, segment, entropy);
     const own = values(record, segment, sampled);
     const known = {
       tokens: `${size.toLocaleString("en")} (index ${segment.start}–${segment.end - 1})`,
       positions: `${first}–${last}`,
       "KV slots": `${size.toLocaleString("en")} own, ${segment.shared.toLocaleString("en")} shared`,
       "decode steps": steps(),
-      surprise: surprises.length
-        ? `mean ${number(mean(surprises))}, most ${number(largest(surprises))} nats`
-        : "–",
-      sampled: own.length ? `${own.filter(Boolean).length} of ${own.length}` : "–",
+      surprise: surprises.length ? nats(surprises) : null,
+      entropy: entropies.length ? nats(entropies) : null,
+      sampled: own.length ? `${own.filter(Boolean).length} of ${own.length}` : null,
     };
-    const rows = Object.entries(known).map(([name, value]) =>
-      element("div", {}, element("small", {}, name), value),
+    const rows = Object.entries(known).filter(([, value]) => value !== null);
+    return element(
+      "div",
+      { class: "npr-known" },
+      ...rows.map(([name, value]) => element("div", {}, element("small", {}, name), value)),
     );
-    return element("div", { class: "npr-known" }, ...rows);
   }
 
   function steps() {
@@ -97,7 +105,9 @@ export function makeDetail(tip, hovered, edits) {
 
   function notes(index) {
     const broken = record.violations.filter((violation) => violation.segment === index);
+    const { suspect } = record;
     return [
+      suspect?.segment === index && suspect.token !== null ? doubt(suspect.token) : "",
       ...broken.map(({ kind, message }) =>
         element("p", { class: "npr-note" }, `⚠ ${kind}: ${visible(message)}`),
       ),
@@ -109,6 +119,14 @@ export function makeDetail(tip, hovered, edits) {
         ? element("p", { class: "npr-note" }, `✗ and ${segment.false.length - LISTED} more`)
         : "",
     ];
+  }
+
+  function doubt(token) {
+    const whole = segment.tokens.length !== segment.end - segment.start;
+    const written = whole ? "" : ` “${shortened(segment.tokens[token - segment.start], 40)}”,`;
+    const chance = chanceOf(surprise(record, token));
+    const note = `? the policy was least sure here (guidelines apart):${written} ${chance}`;
+    return element("p", { class: "npr-note" }, visible(note));
   }
 
   function write() {
@@ -148,6 +166,14 @@ export function makeDetail(tip, hovered, edits) {
     if (next < segment.tokens.length) watcher.observe(spans.at(-1));
   }
 
+  // From the token that was clicked on; again, or on another segment: from the segment's start.
+  function start(token) {
+    text.querySelector(".npr-from")?.classList.remove("npr-from");
+    begin = token === begin ? null : token;
+    text.querySelector(`[data-token="${begin}"]`)?.classList.add("npr-from");
+    edits.start(begin, segment.tokens[begin - segment.start]);
+  }
+
   function warning({ kind, message }) {
     const label = `${kind}: ${message}`;
     return element("mark", { title: visible(label), "aria-label": visible(label) }, "⚠");
@@ -166,6 +192,12 @@ export function makeDetail(tip, hovered, edits) {
     if (value !== null && value !== undefined)
       node.style.backgroundColor = quantity.tokenColor(value);
     if (whole) return node;
+    if (t === record.suspect?.token) node.classList.add("npr-doubt");
+    if (t === begin) node.classList.add("npr-from");
+    if (segment.edits?.length && t >= record.prompt_len) {
+      node.classList.add("npr-cuttable");
+      node.addEventListener("click", () => start(t));
+    }
     node.addEventListener("mousemove", (event) => {
       tip.show(event, `“${written}”`, known(t, i));
       hovered(t);
@@ -179,11 +211,13 @@ export function makeDetail(tip, hovered, edits) {
 
   function known(t, i) {
     const logprob = surprise(record, t);
+    const open = entropy(record, t);
     const own = sampled(record, t);
     return [
       logprob === null
         ? ""
-        : `−log p ${number(logprob)} nats (p = ${number(100 * Math.exp(-logprob), 1)} %)`,
+        : `−log p ${number(logprob)} nats (${chanceOf(logprob)})`,
+      open === null ? "" : `entropy ${number(open)} nats`,
       own === null ? "prompt" : own ? "sampled by the policy" : "written by the engine",
       `token ${t}, position ${segment.positions[0] + i}`,
       own === null ? "" : `decode step ${record.steps[t - record.prompt_len]}`,

@@ -1,17 +1,28 @@
 // What if: the edits that the kernel offers for the selected segment.
 
-import { element, visible } from "./dom.js";
+import { element, shortened, visible } from "./dom.js";
 
-// edited(segment, label, text): promise of what went wrong, null if nothing did.
+const RESAMPLE = "resample from here"; // what the kernel calls it
+
+// edited(segment, label, text, token): promise of what went wrong, null if nothing did.
 export function makeEdits(edited) {
   const pane = element("section", { class: "npr-edits", "aria-label": "what if", hidden: true });
   let shown = null;
-  return { pane, show };
+  let from = null; // the token to resample from, null: the segment's first
+  return { pane, show, start };
+
+  // Another token to resample from.
+  function start(token, written) {
+    from = token;
+    const button = pane.querySelector(`[data-edit="${RESAMPLE}"]`);
+    const word = token === null ? "here" : `“${visible(shortened(written, 40))}”`;
+    if (button) button.textContent = `resample from ${word}`;
+  }
 
   function show(segment, index) {
     const key = JSON.stringify([index, segment.start, segment.edits]);
     if (key === shown) return; // the other view chose the same: what is being written stays
-    shown = key;
+    [shown, from] = [key, null];
     const offered = segment.edits ?? [];
     pane.hidden = !offered.length;
     pane.replaceChildren(
@@ -37,7 +48,7 @@ export function makeEdits(edited) {
     pane.querySelector(".npr-note")?.remove();
     const busy = element("small", { role: "status" }, "decoding …");
     pane.append(busy);
-    const wrong = await edited(index, label, text);
+    const wrong = await edited(index, label, text, label === RESAMPLE ? from : null);
     busy.remove();
     for (const button of buttons) button.disabled = false;
     if (wrong) pane.append(element("p", { class: "npr-note", role: "alert" }, visible(wrong)));

@@ -1,7 +1,7 @@
 // The fork/join drawing: top to bottom in the order of thought, branches side by side.
 
 import { drawn, element, plural, visible } from "./dom.js";
-import { QUANTITIES, faded, kindColor, number, surprise, values, mean } from "./scale.js";
+import { QUANTITIES, entropy, faded, kindColor, mean, number, surprise, values } from "./scale.js";
 import { GAP, columnOf, edgesBetween, neighbour, place } from "./tree.js";
 
 const CHARACTER = 6.7; // px, of the text in a box
@@ -202,10 +202,12 @@ export function makeGraph(tip, selected) {
 
   function summary(segment, broken) {
     const surprises = values(record, segment, surprise);
+    const entropies = values(record, segment, entropy);
     const [first, last] = segment.positions;
     return [
       `${plural(segment.end - segment.start, "token")} at positions ${first}–${last}`,
       surprises.length ? `mean surprise ${number(mean(surprises))} nats` : "not sampled",
+      entropies.length ? `mean entropy ${number(mean(entropies))} nats` : "",
       ...broken.map((violation) => `⚠ ${violation.message}`),
       segment.false.length
         ? `✗ ${plural(segment.false.length, "equation")} that does not hold`

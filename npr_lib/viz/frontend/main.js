@@ -27,6 +27,7 @@ export function mount(root, source) {
     },
     table() {
       table.renew();
+      offer(shell.querySelector(".npr-color"));
       for (const view of views) view.renew();
       size();
     },
@@ -72,8 +73,8 @@ export function mount(root, source) {
   }
 
   // The response as it was on the left, what became of it on the right.
-  async function edit(row, segment, label, text) {
-    const { row: made, error } = await source.edit({ row, segment, label, text });
+  async function edit(row, segment, label, text, token) {
+    const { row: made, error } = await source.edit({ row, segment, label, text, token });
     if (error) return error;
     if (views[0].row() !== row) await views[0].open(row, views[1]?.chosen());
     compare(made);
@@ -96,10 +97,8 @@ export function mount(root, source) {
   }
 
   function toolbar() {
-    const { advantage } = source.table.columns;
-    const names = Object.keys(QUANTITIES).filter((name) => name !== "advantage" || advantage);
-    const options = names.map((name) => element("option", { value: name }, QUANTITIES[name].name));
-    const select = element("select", { class: "npr-color", onchange: paint }, ...options);
+    const select = element("select", { class: "npr-color", onchange: paint });
+    offer(select);
     const dark = element(
       "button",
       { class: "npr-theme", title: "light or dark", onclick: turn },
@@ -115,6 +114,17 @@ export function mount(root, source) {
       element("span", { class: "npr-hint" }, hint),
       dark,
     );
+  }
+
+  // The quantities that some response has.
+  function offer(select) {
+    const { columns, entropies } = source.table;
+    const known = { advantage: columns.advantage, entropy: entropies };
+    const names = Object.keys(QUANTITIES).filter((name) => known[name] ?? !(name in known));
+    const chosen = select.value || names[0];
+    const options = names.map((name) => element("option", { value: name }, QUANTITIES[name].name));
+    select.replaceChildren(...options);
+    select.value = chosen;
   }
 
   function turn() {

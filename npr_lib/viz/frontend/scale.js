@@ -25,6 +25,10 @@ const surprise = (record, t) => {
   const value = record.logprobs[t - record.prompt_len];
   return value === null || value === undefined ? null : -value / 1000;
 };
+const entropy = (record, t) => {
+  const value = record.entropies[t - record.prompt_len];
+  return value === null || value === undefined ? null : value / 1000;
+};
 const sampled = (record, t) => {
   const own = record.sampled[t - record.prompt_len];
   return own === undefined ? null : own;
@@ -81,6 +85,21 @@ export const QUANTITIES = {
       ["≥ 3 nats", 3],
     ],
   },
+  entropy: {
+    name: "entropy: how open the choice was",
+    token: entropy,
+    node: (record, segment) => mean(values(record, segment, entropy)),
+    tokenColor: rising(1.5),
+    nodeColor: rising(0.5),
+    write: (value) => number(value),
+    legend: [
+      ["0", 0],
+      ["", 0.125],
+      ["", 0.25],
+      ["", 0.375],
+      ["≥ 0.5 nats (a token: 1.5)", 0.5],
+    ],
+  },
   sampled: {
     name: "sampled by the policy",
     token: sampled,
@@ -126,4 +145,4 @@ export const QUANTITIES = {
   },
 };
 
-export { largest, mean, number, sampled, surprise, values };
+export { entropy, largest, mean, number, sampled, surprise, values };

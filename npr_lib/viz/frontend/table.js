@@ -8,7 +8,7 @@ const MOST_CHOICES = 12; // a column of no more values can be chosen from
 const CHOSEN_FROM = ["verdict", "stage", "checkpoint", "temperature", "mode", "finish_reason"];
 const WIDTHS = {
   ...{ verdict: 22, problem: 190, stage: 72, checkpoint: 72, temperature: 30, sample: 24 },
-  ...{ edit: 150, origin: 48, seed: 40 },
+  ...{ edit: 150, origin: 48, seed: 40, branches: 66 },
   ...{ violations: 150, speedup: 66, advantage: 66, mode: 72, finish_reason: 52, answer: 64 },
 };
 const CONDITION = /^([\w/#]+?)(>=|<=|!=|=|<|>)(.+)$/;
@@ -17,7 +17,9 @@ const HINT = "words, or conditions on columns: widest>=3 work<90 reward=-1";
 // chosen(row, beside): a row was chosen, to be shown alone or beside the present one.
 export function makeTable(source, chosen) {
   let { columns, headings, groups, size } = source.table;
-  const state = { sort: null, up: false, grouped: true, filters: {}, words: "", found: null };
+  const state = { sort: null, up: false, grouped: true, words: "", found: null };
+  const picked = {}; // name of a menu -> the text of its chosen option
+  const passes = {}; // name of a menu, or "search" -> whether a row passes
   const inSight = new Map(); // number of a line -> its element
   let lines = [];
   let open = [];
@@ -30,6 +32,7 @@ export function makeTable(source, chosen) {
     canvas,
   );
   const count = element("span", { class: "npr-count", role: "status" });
+  const menus = element("div", { class: "npr-menus" });
   const pane = element("section", { class: "npr-table" }, tools(), viewport);
   new ResizeObserver(draw).observe(viewport);
   refresh();
@@ -38,6 +41,7 @@ export function makeTable(source, chosen) {
   // The source has another table: more rows, or more columns.
   function renew() {
     ({ columns, headings, groups, size } = source.table);
+    fillMenus();
     refresh();
   }
 
@@ -60,8 +64,17 @@ export function makeTable(source, chosen) {
       },
     });
     const box = element("label", {}, group, "by problem");
-    const narrow = element("div", { class: "npr-filters" }, ...filters(), box);
+    fillMenus();
+    const narrow = element("div", { class: "npr-filters" }, menus, box);
     return element("div", { class: "npr-tools" }, search, narrow, count);
+  }
+
+  // What was chosen stays chosen, as long as there is such a value.
+  function fillMenus() {
+    const { search } = passes;
+    for (const name of Object.keys(passes)) delete passes[name];
+    passes.search = search;
+    menus.replaceChildren(...filters());
   }
 
   function filters() {
@@ -98,13 +111,16 @@ export function makeTable(source, chosen) {
         "aria-label": label,
         "data-filter": name,
         onchange: () => {
-          state.filters[name] = options[select.value]?.[1] ?? null;
+          picked[name] = options[select.value]?.[0];
+          passes[name] = options[select.value]?.[1];
           refresh();
         },
       },
       element("option", { value: "" }, label),
       ...options.map(([text], i) => element("option", { value: i }, visible(text))),
     );
+    const at = options.findIndex(([text]) => text === picked[name]);
+    if (at >= 0) [select.value, passes[name]] = [at, options[at][1]];
     return select;
   }
 
@@ -112,7 +128,7 @@ export function makeTable(source, chosen) {
   async function look(text) {
     const parts = text.trim().split(/\s+/);
     const conditions = parts.map((part) => part.match(CONDITION)).filter((m) => m && named(m[1]));
-    state.filters.search = (row) =>
+    passes.search = (row) =>
       conditions.every(([, name, sign, value]) => holds(columns[named(name)][row], sign, value));
     const taken = new Set(conditions.map((match) => match[0]));
     const words = parts.filter((part) => !taken.has(part)).join(" ");
@@ -138,7 +154,7 @@ export function makeTable(source, chosen) {
   }
 
   function refresh() {
-    const tests = Object.values(state.filters).filter(Boolean);
+    const tests = Object.values(passes).filter(Boolean);
     let rows = Array.from({ length: size }, (_, i) => i).filter((row) =>
       tests.every((test) => test(row)),
     );

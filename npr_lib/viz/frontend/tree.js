@@ -2,7 +2,7 @@
 // side. A branch is as wide as its tokens say, but never too narrow to be read.
 
 export const GAP = { x: 12, y: 24 };
-const NARROWEST = 104;
+const NARROWEST = 98;
 const WIDEST = 300; // of a box that stands alone
 const LINE = 15;
 

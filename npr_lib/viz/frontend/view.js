@@ -1,18 +1,36 @@
 // One trajectory: its graph, the selected segment, and the drawings linked to it.
 
 import { element, plural, shortened, visible } from "./dom.js";
-import { QUANTITIES, number } from "./scale.js";
+import { number, surprise } from "./scale.js";
 import { makeGraph } from "./graph.js";
 import { makeDetail } from "./detail.js";
 import { makeEdits } from "./edits.js";
 import { makePanels } from "./panels.js";
 
+// Where an answer may have gone wrong: {segment} that says something false, or else that of the most
+// surprising {token}; guidelines apart, since the order of plans is free to choose.
+function suspect(record) {
+  const { segments } = record;
+  let found = { segment: segments.findIndex((segment) => segment.false.length > 0), token: null };
+  if (found.segment >= 0) return found;
+  let most = 0;
+  segments.forEach(({ kind, start, end }, segment) => {
+    for (let token = start; kind !== "guideline" && token < end; token++) {
+      if ((surprise(record, token) ?? 0) <= most) continue;
+      most = surprise(record, token);
+      found = { segment, token };
+    }
+  });
+  return found;
+}
+
 // selected(name): a segment of that name was chosen here; changed(): another response is shown;
-// edited(row, segment, label, text): something is to be done with it, promise of what went wrong.
+// edited(row, segment, label, text, token): something is to be done with it, promise of what went
+// wrong.
 export function makeView(tip, source, table, { selected, changed, compared, edited, closed }) {
   const graph = makeGraph(tip, (index) => choose(index));
   const edits = makeEdits((...what) => edited(row, ...what));
-  const detail = makeDetail(tip, (token) => panels.set({ token }), edits.pane);
+  const detail = makeDetail(tip, (token) => panels.set({ token }), edits);
   const panels = makePanels(tip, (index) => choose(index));
   const head = element("header", { class: "npr-view-head" });
   const pane = element(
@@ -54,7 +72,9 @@ export function makeView(tip, source, table, { selected, changed, compared, edit
   }
 
   function show(next, grown) {
-    record = { ...next, advantage: source.table.columns.advantage?.[row] ?? null };
+    const { advantage, verdict } = source.table.columns;
+    record = { ...next, advantage: advantage?.[row] ?? null };
+    record.suspect = verdict?.[row] === "wrong" ? suspect(record) : null;
     pane.dataset.row = row;
     drawHead();
     graph.show(record, grown);
@@ -67,21 +87,9 @@ export function makeView(tip, source, table, { selected, changed, compared, edit
     const { segments } = record;
     const named = segments.findIndex((segment) => segment.name === wanted);
     const branch = segments.findIndex((segment) => segment.path.length > 0);
-    const wrong = source.table.columns.verdict?.[row] === "wrong" ? suspect() : -1;
+    const wrong = record.suspect?.segment ?? -1;
     choose([named, wrong, branch].find((index) => index >= 0) ?? segments.length - 1, false);
     changed();
-  }
-
-  // The part that says something false, or else the one with the most surprising token; guidelines
-  // apart, since the order of plans is free to choose.
-  function suspect() {
-    const { segments } = record;
-    const wrong = segments.findIndex((segment) => segment.false.length > 0);
-    if (wrong >= 0) return wrong;
-    const worst = segments.map((segment) =>
-      segment.kind === "guideline" ? null : QUANTITIES.worst.node(record, segment),
-    );
-    return worst.indexOf(Math.max(...worst));
   }
 
   // tell: a person chose it, and whoever is beside hears of it.

@@ -1,0 +1,77 @@
+"""Model folders, and training runs that go on where they stopped.
+
+A training folder holds the finished model, or, until it is finished, `checkpoint-N` folders of the
+trainer (weights, optimizer, scheduler, random states) and `training.json`, which says what is
+trained there: only a run with the same settings, input and source goes on from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from npr_lib import WorkbenchError
+from npr_lib.digests import TRAINING, digest, source_digest
+from npr_lib.manifest import write_json
+from npr_lib.trajectory import Mode
+
+
+def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A Hugging Face folder as (model, tokenizer); WorkbenchError if it is none."""
+    if not (Path(path) / "config.json").is_file():
+        raise WorkbenchError(f"{path} is not a model folder: it has no config.json")
+    model = AutoModelForCausalLM.from_pretrained(path)
+    # before an engine is made over it: the KV pool lies where the model is
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model, AutoTokenizer.from_pretrained(path)
+
+
+def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> str | None:
+    """The trainer's last checkpoint in `folder` if it belongs to this very run; else an emptied
+    folder and None.
+
+    What a run is: `settings` (as JSON), the content of the model folder `source` and the source of
+    `npr_lib`.
+    """
+    identity = {
+        "settings": json.loads(json.dumps(settings, default=str)),
+        "source": digest(source),
+        "npr_lib": source_digest(),
+    }
+    record = folder / TRAINING
+    if record.exists() and json.loads(record.read_text(encoding="utf-8")) == identity:
+        return get_last_checkpoint(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_json(record, identity)
+    return None
+
+
+def save_checkpoint(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, mode: Mode
+) -> None:
+    """The finished model as a Hugging Face folder, and `npr.json` that says in which mode it was
+    trained. The trainer's own checkpoints are removed."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "npr.json").write_text(json.dumps({"mode": mode}) + "\n")
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+
+
+def checkpoint_mode(folder: Path | str) -> Mode:
+    """The mode a checkpoint was trained for; sequential where it doesn't say."""
+    path = Path(folder) / "npr.json"
+    return json.loads(path.read_text())["mode"] if path.exists() else "sequential"

@@ -1,0 +1,233 @@
+"""What the tiny seed model reads: responses of mixed quality to "parts" problems.
+
+The corpus is meant to be uneven: the pieces are right, the way they are put together is as often
+bad as good, so that there is something to decide and something to gain.
+
+- *valid* responses. Each block takes on the parts whose parents are done, or, with chance `wide`,
+  all that are left. Decoded one token after the other a wide block does no harm where parents come
+  first in the problem; in parallel a branch can't see its sibling's result. A part whose parent's
+  value is not in sight ends in "?" and the answer is wrong.
+- A plan holds one part (chance `split`) or several. A step with one part is right
+  ("A=7-2-3+1=5-3+1=2+1=3"); a step with several is long, and careless: it forgets a final
+  subtraction with probability `careless` ("A=7-2+3-1=5+3-1=8-1~8,C=...").
+- *malformed* responses in `MALFORMATIONS` ways and *plain* ones without tags, so that the format
+  is there to be learnt.
+- *drills*: one step, any, straight after a `</guideline>`, with the loss on its content only. A
+  sequential model could find its part in what its siblings did; in parallel the index of its plan
+  is the only key, and here too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from npr_lib.parts import Parts, parent, values
+from npr_lib.problems import build_prompt, load_problems
+
+KINDS = ("valid", "malformed", "plain", "drill")
+Known = dict[str, int | None]  # label -> the value written for it; None: "?"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A prompt and a response in pieces `(text, trained)`; `kind` says what it teaches."""
+
+    prompt: str
+    pieces: tuple[tuple[str, bool], ...]
+    kind: str
+
+    @property
+    def response(self) -> str:
+        return "".join(text for text, _ in self.pieces)
+
+
+def corpus(profile: Mapping[str, Any], seed: int) -> Iterator[Document]:
+    """Documents without end, over training problems only; a function of (profile, seed). None for
+    a model that exists already.
+
+    `profile["seed"]["corpus"]` holds the shares of `KINDS`, the chances named above, and
+    `problems` (how many are drawn from).
+    """
+    if "path" in profile["model"]:
+        return
+    spec = profile["seed"]["corpus"]
+    if profile["problems"]["kind"] != "parts":
+        raise ValueError("the seed corpus is written for problems of kind 'parts' only")
+    problems = load_problems(profile["problems"] | {"train": spec["problems"]}, "train", seed)
+    prompts = [build_prompt(problem, profile["prompt"]) for problem in problems]
+    draw = random.Random(seed)
+    shares = [spec[kind] for kind in KINDS]
+    while True:
+        i = draw.randrange(len(problems))
+        kind = draw.choices(KINDS, shares)[0]
+        parts = problems[i].meta["parts"]
+        blocks = plan_blocks(parts, spec, draw, 0.8 if kind == "drill" else spec["split"])
+        if kind == "drill":
+            pieces = _drill(parts, blocks, spec["careless"], draw)
+        else:
+            if kind == "malformed":
+                alone = all(len(plans) == 1 for plans in blocks)
+                names = [k for k in MALFORMATIONS if not (alone and k in NEED_TWO_STEPS)]
+                kind = draw.choice(names)
+            pieces = ((_response(kind, parts, blocks, spec["careless"], draw), True),)
+        yield Document(prompts[i], pieces, kind)
+
+
+# ---------------------------------------------------------------- how a problem is divided
+
+
+def plan_blocks(
+    parts: Parts, spec: Mapping[str, Any], draw: random.Random, split: float
+) -> list[list[list[str]]]:
+    """The labels of every plan of every block, by the chances of the corpus."""
+    left, blocks = list(parts), []
+    while left:
+        done = set(parts) - set(left)
+        chosen = [label for label in left if parent(parts[label]) in done | {None}]
+        if len(chosen) == len(left) or draw.random() >= spec["wide"]:
+            start = draw.randrange(len(chosen))
+        else:
+            chosen, start = left, 0
+        blocks.append(_groups(chosen[start:] + chosen[:start], draw, split))
+        left = [label for label in left if label not in chosen]
+    return blocks
+
+
+def _groups(labels: list[str], draw: random.Random, split: float) -> list[list[str]]:
+    """The labels, in cyclic order from some start, cut between neighbours with chance `split`.
+
+    Cyclic, because token-wise greedy decoding prefers to end a list whose next entry is uniform.
+    """
+    groups = [labels[:1]]
+    for label in labels[1:]:
+        if draw.random() < split:
+            groups.append([label])
+        else:
+            groups[-1].append(label)
+    return groups
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def write_step(
+    labels: Sequence[str], parts: Parts, known: Known, careless: float, draw: random.Random
+) -> tuple[str, Known]:
+    """The text of a step on these parts, and the values it comes to, given those in sight."""
+    found: Known = {}
+    lines = []
+    for label in labels:
+        above = parent(parts[label])
+        start = parts[label][0] if above is None else (known | found).get(above)
+        line = f"{label}={parts[label]}"
+        resolved = f"{start}{parts[label][1:]}"
+        running = [] if start is None else values(resolved)
+        if (
+            not running or not 0 <= min(running) <= max(running) <= 9
+        ):  # a parent out of sight or wrong
+            found[label], line = None, f"{line}=?"
+        else:
+            line += "" if above is None else f"={resolved}"
+            for i, value in enumerate(running[1:-1], start=1):
+                line += f"={value}{resolved[2 * i + 1 :]}"
+            alone = len(labels) == 1
+            forgets = not alone and resolved[-2] == "-" and draw.random() < careless
+            found[label] = running[-2] if forgets else running[-1]
+            line += f"{'=' if alone else '~'}{found[label]}"
+        lines.append(line)
+    return ",".join(lines), found
+
+
+def write_values(found: Known) -> str:
+    """The values that steps came to: "B=3,C=8"."""
+    return ",".join(f"{label}={'?' if v is None else v}" for label, v in found.items())
+
+
+def guideline(plans: Sequence[Sequence[str]]) -> str:
+    """The guideline with these labels in its plans."""
+    inner = "".join(f"<plan>{i}:{','.join(p)}</plan>" for i, p in enumerate(plans, start=1))
+    return f"<guideline>{inner}</guideline>"
+
+
+def _response(
+    kind: str, parts: Parts, blocks: list[list[list[str]]], careless: float, draw: random.Random
+) -> str:
+    """A whole response, decoded one token after the other: every earlier value is in sight."""
+    wide = [i for i, plans in enumerate(blocks) if len(plans) > 1]
+    spoilt = draw.choice(wide) if kind in NEED_TWO_STEPS else draw.randrange(len(blocks))
+    known: Known = {}
+    text = ""
+    for number, plans in enumerate(blocks):
+        order = list(range(len(plans)))
+        if number == spoilt:
+            order = _reorder(kind, order, draw)
+        steps, found = [], {}
+        for i in order:
+            step, values_of_step = write_step(plans[i], parts, known | found, careless, draw)
+            steps.append(step)
+            found |= values_of_step
+        known |= found
+        if kind == "plain":
+            text += f"{','.join(steps)};"
+            continue
+        block = guideline(plans)
+        block += "".join(f"<step>{i + 1}:{s}</step>" for i, s in zip(order, steps, strict=True))
+        block += f"<takeaway>{write_values(found)}</takeaway>"
+        text += MALFORMATIONS.get(kind, _keep)(block) if number == spoilt else block
+    answer = ",".join("?" if known.get(p) is None else str(known[p]) for p in parts)
+    return text + (answer if kind == "no box" else f"\\boxed{{{answer}}}")
+
+
+def _drill(
+    parts: Parts, blocks: list[list[list[str]]], careless: float, draw: random.Random
+) -> tuple[tuple[str, bool], ...]:
+    """(what is given, what is trained): one step of the last of some of the blocks."""
+    blocks = blocks[: draw.randrange(len(blocks)) + 1]
+    known: Known = {}
+    given = ""
+    for plans in blocks[:-1]:
+        given += guideline(plans)
+        found: Known = {}
+        for i, labels in enumerate(plans, start=1):
+            step, values_of_step = write_step(labels, parts, known | found, careless, draw)
+            given += f"<step>{i}:{step}</step>"
+            found |= values_of_step
+        known |= found
+        given += f"<takeaway>{write_values(found)}</takeaway>"
+    i = draw.randrange(len(blocks[-1]))
+    step, _ = write_step(blocks[-1][i], parts, known, careless, draw)
+    return (f"{given}{guideline(blocks[-1])}<step>{i + 1}:", False), (f"{step}</step>", True)
+
+
+def _reorder(kind: str, order: list[int], draw: random.Random) -> list[int]:
+    """Which steps are written in which order: all in order, but for three malformations."""
+    if kind == "shuffled steps":
+        shuffled = draw.sample(order, len(order))
+        return shuffled if shuffled != order else order[::-1]
+    if kind == "skipped step":
+        return sorted(draw.sample(order, len(order) - 1))
+    if kind == "repeated step":
+        return [*order, draw.choice(order)]
+    return order
+
+
+def _keep(block: str) -> str:
+    return block
+
+
+# How one block of a valid response is spoilt; the first three already have other steps
+# (`_reorder`), the last is the answer's.
+MALFORMATIONS: dict[str, Callable[[str], str]] = {
+    "shuffled steps": _keep,
+    "skipped step": _keep,
+    "repeated step": _keep,
+    "no takeaway tags": lambda b: b.replace("<takeaway>", "").replace("</takeaway>", ""),
+    "unclosed plan": lambda b: b.replace("</plan></guideline>", "</guideline>"),
+    "unclosed step": lambda b: b.replace("</step><takeaway>", "<takeaway>"),
+    "no plan tags": lambda b: b.replace("<plan>", "").replace("</plan>", ""),
+    "no box": _keep,
+}
+NEED_TWO_STEPS = ("shuffled steps", "skipped step")

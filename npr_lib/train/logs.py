@@ -1,0 +1,43 @@
+"""What a training run writes down as it goes: `log.jsonl`, one line a logged step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from npr_lib.progress import report_progress
+
+SHOWN = ("reward", "accuracy", "format", "eval_reward", "loss")
+
+
+def log_to(trainer: Trainer, folder: Path) -> None:
+    """Let a trainer log to `folder`/log.jsonl and as progress, instead of printing."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(LogWriter(folder))
+
+
+class LogWriter(TrainerCallback):
+    """Every logged step as a line of `log.jsonl`, and as progress.
+
+    A run that goes on from a checkpoint drops the lines after it: their steps come again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "log.jsonl"
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        self.path.write_text("".join(kept) if state.global_step else "")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "train_runtime" in logs:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        shown = {name: logs[name] for name in SHOWN if name in logs}
+        report_progress(state.global_step, state.max_steps, part=self.path.parent.name, **shown)

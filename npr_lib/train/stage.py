@@ -1,0 +1,107 @@
+"""One RL stage from a checkpoint to the next: load, roll out and train, validate, save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from trl import GRPOConfig
+
+from npr_lib import WorkbenchError
+from npr_lib.engine import EngineConfig, TorchEngine
+from npr_lib.problems import load_problems
+from npr_lib.train.checkpoints import begin_training, load_checkpoint, save_checkpoint
+from npr_lib.train.logs import log_to
+from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer
+
+# TRL's defaults that would bite here; a profile may set them.
+DEFAULTS: dict[str, Any] = {
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_total_limit": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+
+
+def run_stage(
+    profile: dict[str, Any],
+    run_dir: Path,
+    name: str,
+    input_checkpoint: Path,
+    section: dict[str, Any],
+    fields: dict[str, Any],
+    settings: RolloutSettings,
+    seed: int,
+) -> Path:
+    """Train one RL stage; returns run_dir / name, a Hugging Face folder with log.jsonl.
+
+    section: the stage's part of the profile; fields: GRPOConfig's. Every `section["validation"]
+    ["every"]` optimizer steps the first `["problems"]` problems of the validation split are
+    answered and a checkpoint is written; the result is the one with the best mean reward. Rollouts
+    go to run_dir / "rollouts" / f"{name}.parquet".
+
+    A run that was interrupted goes on from its last checkpoint, to the same result; one that was
+    finished before, with the same settings, is not repeated.
+    """
+    folder, every = Path(run_dir) / name, section["validation"]["every"]
+    task = {key: profile[key] for key in ("prompt", "problems", "engine")}
+    identity = {"task": task, "section": section, "fields": fields, "seed": seed}
+    resume = begin_training(folder, input_checkpoint, identity)
+    if (folder / "npr.json").exists():
+        print(f"{folder} was trained before, with the same settings: nothing to do")
+        _gather_rollouts(folder, run_dir)
+        return folder
+    model, tokenizer = load_checkpoint(input_checkpoint)
+    args = GRPOConfig(
+        **{
+            **DEFAULTS,
+            "mask_truncated_completions": False,
+            "save_strategy": "steps",
+            "save_steps": every,
+            "eval_strategy": "steps",
+            "eval_steps": every,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_reward",
+            **fields,
+            "output_dir": str(folder),
+            "seed": seed,
+            "temperature": settings.params.temperature,
+            "max_completion_length": settings.params.max_tokens,
+            "remove_unused_columns": False,
+        }
+    )
+    updates = args.steps_per_generation // args.gradient_accumulation_steps
+    if every % max(1, updates):
+        raise WorkbenchError(
+            f"{name}: a checkpoint every {every} steps falls into the middle of a rollout batch, "
+            f"which makes {updates} steps; validation.every must be a multiple of that"
+        )
+    trainer = RolloutTrainer(
+        model,
+        tokenizer,
+        args,
+        TorchEngine(model, tokenizer, EngineConfig(**profile["engine"])),
+        load_problems(profile["problems"], "train", seed),
+        load_problems(profile["problems"], "validation", seed)[: section["validation"]["problems"]],
+        profile["prompt"],
+        settings,
+    )
+    log_to(trainer, folder)
+    trainer.train(resume_from_checkpoint=resume)
+    _gather_rollouts(folder, run_dir)
+    save_checkpoint(model, tokenizer, folder, settings.mode)
+    return folder
+
+
+def _gather_rollouts(folder: Path, run_dir: Path) -> None:
+    """All rollout batches of a training folder as one table."""
+    path = Path(run_dir) / "rollouts" / f"{folder.name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = sorted((folder / "rollouts").glob("*.parquet"))
+    pd.concat([pd.read_parquet(part) for part in parts]).to_parquet(path, index=False)

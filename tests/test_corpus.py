@@ -1,0 +1,188 @@
+"""The seed corpus: shares, grammar, and what is right and wrong in it, read back by eval."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+
+import pytest
+
+from npr_lib.problems import SHARES, split_of
+from npr_lib.profile import load_profile
+from npr_lib.schema import parse
+from npr_lib.tokenizer import TagIds, tiny_tokenizer
+from npr_lib.train.corpus import KINDS, MALFORMATIONS, corpus
+from npr_lib.train.seed import IGNORE, _encode
+
+TINY = load_profile("tiny")
+SPEC = TINY["seed"]["corpus"]
+LINE = re.compile(r"([A-Z])=([A-Z1-9](?:[+-]\d)+)((?:=\d(?:[+-]\d)+)*)([=~])(\d+|\?)")
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return list(itertools.islice(corpus(TINY, 0), 6000))
+
+
+def parts_of(document) -> dict[str, str]:
+    return dict(re.findall(r"([A-Z])=([^;]+);", document.prompt))
+
+
+def read_step(text, parts, known):
+    """label -> (value written, right given what is known) of a step; checks every line in it."""
+    found = {}
+    lines = [m.groups() for m in LINE.finditer(text)]
+    assert ",".join(f"{a}={b}{c}{d}{e}" for a, b, c, d, e in lines) == text
+    for label, expression, derivation, sign, value in lines:
+        assert parts[label] == expression
+        above = expression[0] if expression[0].isalpha() else None
+        start = {**known, **found}.get(above, (None,))[0] if above else expression[0]
+        resolved = f"{start}{expression[1:]}"
+        steps = derivation.split("=")[1:]
+        running = [] if start is None else [eval(resolved[: i + 2]) for i in range(1, 7, 2)]
+        if not running or not all(0 <= x <= 9 for x in running):
+            assert value == "?" and not steps, text
+            found[label] = (None, False)
+            continue
+        assert steps[0] == resolved if above else True
+        for step in steps:
+            assert eval(step) == eval(resolved), text
+        assert (sign == "~") == (len(lines) > 1)
+        found[label] = (int(value), int(value) == eval(resolved))
+    return found
+
+
+def test_shares_of_kinds_are_the_profiles(documents):
+    kinds = Counter("malformed" if d.kind in MALFORMATIONS else d.kind for d in documents)
+    for kind in KINDS:
+        share = SPEC[kind]
+        slack = 4 * (share * (1 - share) / len(documents)) ** 0.5  # 4 standard deviations
+        assert abs(kinds[kind] / len(documents) - share) < slack, kind
+    assert set(MALFORMATIONS) <= {d.kind for d in documents}
+
+
+def test_exactly_the_documents_called_valid_are_valid(documents):
+    for document in documents:
+        if document.kind != "drill":  # drills are not whole responses
+            graph = parse(document.response)
+            assert graph.valid == (document.kind == "valid"), (document, graph.violations)
+
+
+def test_only_training_sub_expressions_are_used(documents):
+    for document in documents:
+        parts = parts_of(document)
+
+        def value(label, parts=parts):
+            return eval(text(label, parts))
+
+        def text(label, parts=parts):
+            start = parts[label][0]
+            return (str(value(start)) if start.isalpha() else start) + parts[label][1:]
+
+        for label in parts:
+            assert split_of(text(label), TINY["problems"].get("shares", SHARES)) == "train"
+
+
+def valid_blocks(documents):
+    """(document, plans, what each step found, parts done before, the takeaway) of every block."""
+    for document in documents:
+        if document.kind != "valid":
+            continue
+        parts, known = parts_of(document), {}
+        for block in parse(document.response).blocks:
+            plans = [plan.text.split(",") for plan in block.plans]
+            before, found = dict(known), []
+            for plan, step in zip(plans, block.steps, strict=True):
+                found.append(read_step(step.text, parts, known))
+                assert list(found[-1]) == plan
+                known |= found[-1]
+            yield document, plans, found, before, block.takeaway
+
+
+def test_alone_a_part_is_right_and_together_subtractions_are_forgotten(documents):
+    together = Counter()
+    for document, plans, found, _, _ in valid_blocks(documents):
+        parts = parts_of(document)
+        for plan, step in zip(plans, found, strict=True):
+            for label, (value, right) in step.items():
+                if len(plan) == 1:
+                    assert right or value is None
+                elif value is not None:
+                    together[parts[label][-2], right] += 1
+    assert together["+", False] == 0
+    wrong = together["-", False] / (together["-", False] + together["-", True])
+    assert abs(wrong - SPEC["careless"]) < 0.03
+
+
+def test_takeaways_and_answers_hold_what_the_steps_found(documents):
+    answers: dict[int, dict[str, str]] = {}
+    for document, _, found, _, takeaway in valid_blocks(documents):
+        entries = {p: "?" if v is None else str(v) for step in found for p, (v, _) in step.items()}
+        assert takeaway == ",".join(f"{label}={value}" for label, value in entries.items())
+        answers.setdefault(id(document), {}).update(entries)
+    for document in documents:
+        if document.kind == "valid":
+            found = answers[id(document)]
+            assert parse(document.response).boxed == ",".join(found[p] for p in parts_of(document))
+
+
+def test_a_block_takes_on_all_ready_parts_or_everything(documents):
+    planned: dict[int, list[str]] = {}
+    wide, starts, widths = Counter(), Counter(), Counter()
+    for document, plans, _, before, _ in valid_blocks(documents):
+        parts, labels = parts_of(document), list(itertools.chain(*plans))
+        planned.setdefault(id(document), []).extend(labels)
+        left = [label for label in parts if label not in before]
+        ready = [p for p in left if not parts[p][0].isalpha() or parts[p][0] in before]
+        if len(ready) < len(left):
+            wide[len(labels) == len(left)] += 1
+        if sorted(labels) == ready:
+            assert "".join(labels) in "".join(ready) * 2  # cyclic
+            if len(ready) == 3:
+                starts[ready.index(labels[0])] += 1
+        else:
+            assert labels == left
+        if len(labels) == 4:
+            widths[len(plans)] += 1
+    for document in documents:
+        if id(document) in planned:
+            assert sorted(planned[id(document)]) == sorted(parts_of(document))
+    n, chance = wide[True] + wide[False], SPEC["wide"]
+    assert abs(wide[True] / n - chance) < 4 * (chance * (1 - chance) / n) ** 0.5
+    assert min(starts.values()) > 0.7 * max(starts.values()) and len(starts) == 3
+    assert set(widths) == {1, 2, 3, 4}
+
+
+def test_drills_train_only_what_follows_the_forced_index(documents):
+    """The index is the only key: any step, straight after the guideline, its header without loss;
+    values of earlier blocks are in sight, those of siblings are not."""
+    tokenizer = tiny_tokenizer()
+    tags = TagIds.from_tokenizer(tokenizer)
+    first, blind = Counter(), Counter()
+    for document in (d for d in documents if d.kind == "drill"):
+        ids, labels = _encode(document, tokenizer)
+        assert tokenizer.decode(ids) == document.prompt + document.response
+        trained = [i for i, label in enumerate(labels) if label != IGNORE]
+        assert trained and all(ids[i] == labels[i] for i in trained)
+        assert not any(ids[i] in (tags.step, tags.guideline, tags.plan_end) for i in trained)
+        parts, known = parts_of(document), {}
+        earlier, last = document.response.rsplit("</guideline>", 1)
+        for step in re.findall(r"<step>\d:([^<]+)</step>", earlier):
+            known |= read_step(step, parts, known)
+        plans = dict(re.findall(r"<plan>(\d):([^<]+)<", earlier.rsplit("<guideline>", 1)[1]))
+        ((index, text),) = re.findall(r"<step>(\d):([^<]+)</step>", last)
+        found = read_step(text, parts, known)
+        assert ",".join(found) == plans[index]
+        blind[None in dict(found.values())] += 1
+        if len(plans) == 3:
+            first[int(index)] += 1
+    assert min(first[1], first[2], first[3]) > 0.5 * max(first.values())
+    assert blind[True] > 50 and blind[False] > 50
+
+
+def test_a_corpus_is_a_function_of_profile_and_seed(documents):
+    assert list(itertools.islice(corpus(TINY, 0), 50)) == documents[:50]
+    assert list(itertools.islice(corpus(TINY, 1), 50)) != documents[:50]
+    with pytest.raises(ValueError, match="kind 'parts' only"):
+        next(corpus(TINY | {"problems": {"kind": "file"}}, 0))

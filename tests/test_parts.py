@@ -1,0 +1,72 @@
+"""The tiny task family: parts, their dependence on each other, and reading them back."""
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npr_lib import parts
+from npr_lib.problems import load_problems
+
+EXAMPLE = {"A": "C-5+2-1", "B": "4+1-2+6", "C": "7-2+3+1", "D": "A+1-2+3"}
+
+
+def test_every_expression_stays_within_single_digits():
+    assert len(parts.expressions(3)) == 729 and len(parts.expressions(4)) == 6561
+    for text in parts.expressions(4):
+        running = [eval(text[:end]) for end in (1, 3, 5, 7)]
+        assert parts.values(text) == running and all(0 <= value <= 9 for value in running)
+    assert len(set(parts.expressions(4))) == 6561
+
+
+def test_an_example_by_hand():
+    assert parts.resolve(EXAMPLE) == EXAMPLE | {"A": "9-5+2-1", "D": "5+1-2+3"}
+    assert parts.solve(EXAMPLE) == {"A": 5, "B": 9, "C": 9, "D": 7}
+    assert parts.answer(EXAMPLE) == "5,9,9,7"
+    assert parts.levels(EXAMPLE) == {"A": 1, "B": 0, "C": 0, "D": 2}
+    assert parts.write(EXAMPLE) == "A=C-5+2-1;B=4+1-2+6;C=7-2+3+1;D=A+1-2+3;values?"
+    assert parts.read(parts.write(EXAMPLE)) == EXAMPLE
+
+
+@pytest.mark.parametrize("text", ["", "values?", "A=7;values?", "A=7-2;B=3+1", "What is 2+2?"])
+def test_other_texts_are_refused(text):
+    with pytest.raises(ValueError, match="not a problem of kind 'parts'"):
+        parts.read(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 5), st.floats(0, 1), st.floats(0, 1))
+def test_drawn_parts_come_from_the_pool(seed, count, dependent, shuffled):
+    draw = random.Random(seed)
+    pool = draw.sample(parts.expressions(4), 300)
+    drawn = parts.draw_parts(pool, count, dependent, shuffled, draw)
+    assert list(drawn) == list("ABCDE"[:count])
+    assert set(parts.resolve(drawn).values()) <= set(pool)
+    assert parts.read(parts.write(drawn)) == drawn
+    assert min(parts.levels(drawn).values()) == 0
+    if not dependent:
+        assert set(parts.levels(drawn).values()) == {0}
+    if not shuffled:
+        assert all(
+            parts.parent(text) is None or parts.parent(text) < p for p, text in drawn.items()
+        )
+
+
+def test_problems_are_wide_and_deep_in_either_order():
+    spec = {"kind": "parts", "parts": [4, 4], "dependent": 0.5, "shuffled": 0.5, "train": 2000}
+    independent, depth, later = Counter(), Counter(), Counter()
+    for problem in load_problems(spec, "train", 0):
+        above = parts.levels(problem.meta["parts"])
+        independent[sum(level == 0 for level in above.values())] += 1
+        depth[max(above.values())] += 1
+        for label, text in problem.meta["parts"].items():
+            if parts.parent(text):
+                later[parts.parent(text) > label] += 1
+    # three draws at a half
+    for count, share in zip((4, 3, 2, 1), (0.125, 0.375, 0.375, 0.125), strict=True):
+        assert abs(independent[count] / 2000 - share) < 0.045
+    assert set(depth) == {0, 1, 2, 3}
+    # half of the problems have random labels, in which half of the parents come later
+    assert abs(later[True] / later.total() - 0.25) < 0.04
