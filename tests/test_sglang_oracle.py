@@ -3,12 +3,23 @@
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 from sglang_engines import TOKENIZER, model_of_type, sglang_engine, written_by_policy
 from test_engine_oracle import check_against_dense
 
-from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine, TorchEngine, sglang_backend
+from npr_lib.engine import (
+    EngineConfig,
+    Finish,
+    Fork,
+    SamplingParams,
+    SGLangEngine,
+    Token,
+    TorchEngine,
+    sglang_backend,
+)
 from npr_lib.layout import layout
 from npr_lib.tokenizer import TagIds, encode
 
@@ -89,6 +100,7 @@ def test_sampling_is_that_of_the_embedded_engine(pair, temperature):
         check_against_dense(model, other)
         assert other.finish_reason == own.finish_reason
         assert other.completion_ids == own.completion_ids
+        assert other.entropies == pytest.approx(own.entropies, abs=1e-4)
         assert other.behaviour_logprobs == pytest.approx(own.behaviour_logprobs, abs=1e-4)
 
 
@@ -125,3 +137,53 @@ def test_requests_that_cannot_be_served_are_refused(pair):
         engine.generate([[20], []], SamplingParams())
     assert engine.generate([[20, 21]], SamplingParams(max_tokens=4094, max_span=5))[0].span <= 5
     assert engine.report()["num_used"] == engine.report()["families"] == 0
+
+
+def test_a_stream_tells_what_happens(pair, monkeypatch):
+    """Token events in the order they happened rebuild the response; Fork and Join come where the
+    embedded engine tells them; closing the stream leaves nothing behind."""
+    model, engine = pair
+    trajectories = written_by_policy(model, monkeypatch, 2, CONFIG, {"max_tokens": 150}, n=1)
+    settings = [engine.replay_settings(t, "parallel") for t in trajectories]
+    prompts = [t.prompt_ids for t in trajectories]
+    told = list(engine._stream(7, prompts, [replace(own, events=True) for own in settings]))
+    for index, t in enumerate(trajectories):
+        events = [event for event in told if event.index == index]
+        finish = events.pop()
+        assert isinstance(finish, Finish)
+        assert finish.trajectory.completion_ids == t.completion_ids
+        by_path = {}
+        for event in events:
+            assert event.call == 7
+            if isinstance(event, Token):
+                by_path.setdefault(event.path, []).append(event.token)
+        local = local_paths(t)
+        for path, ids in by_path.items():
+            # what lies past the budget's end was told before the end was known
+            assert ids[: len(local.get(path, []))] == local.get(path, [])
+        assert sum(map(len, by_path.values())) >= t.work
+        forks = [event.branches for event in events if isinstance(event, Fork)]
+        assert sorted(forks) == sorted(t.num_branches)
+    stream = engine.stream(prompts, SamplingParams(max_tokens=200))
+    next(stream)
+    stream.close()
+    for _ in range(100):
+        if engine.report()["families"] == 0:
+            break
+        time.sleep(0.1)
+    assert engine.report()["families"] == engine.report()["num_used"] == 0
+
+
+def local_paths(t):
+    """Completion tokens by branch path, with blocks counted within their parent."""
+    numbers, ids = {}, {}
+    for segment in t.segments:
+        if segment.kind == "prompt":
+            continue
+        path = ()
+        for block, branch in segment.path:
+            siblings = numbers.setdefault(path, {})
+            path = (*path, (siblings.setdefault(block, len(siblings)), branch))
+        own = t.completion_ids[segment.start - len(t.prompt_ids) : segment.end - len(t.prompt_ids)]
+        ids.setdefault(path, []).extend(own)
+    return ids

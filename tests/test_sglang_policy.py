@@ -23,9 +23,9 @@ from trl import GRPOConfig
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.layout import dense_mask
 from npr_lib.problems import Problem, ProblemSet
-from npr_lib.train import rollouts
 from npr_lib.train.papo import PAPO
 from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer
+from npr_lib.train.stage import DEFAULTS
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(300)]
 CONFIG = EngineConfig(num_slots=4096)
@@ -131,12 +131,14 @@ def test_papo_steps_with_sglang_rollouts(model, engine, tmp_path):
     )
     rewards = iter([1.0, -1.0, 0.5, -1.0] * 12)
     settings = RolloutSettings(
-        SamplingParams(max_tokens=100), "parallel", lambda r_f, r_a: next(rewards)
+        SamplingParams(max_tokens=100), "parallel", lambda r_f, r_a, share: next(rewards)
     )
     args = GRPOConfig(
         **{
-            **rollouts.DEFAULTS,
+            **DEFAULTS,
             **PAPO,
+            "scale_rewards": "batch",
+            "save_strategy": "no",
             "output_dir": str(tmp_path),
             "num_generations": 4,
             "per_device_train_batch_size": 12,
@@ -149,7 +151,9 @@ def test_papo_steps_with_sglang_rollouts(model, engine, tmp_path):
     before = [p.detach().clone() for p in model.parameters()]
     engine.follow(model)
     try:
-        trainer = RolloutTrainer(model, TOKENIZER, args, engine, problems, "{problem}=", settings)
+        trainer = RolloutTrainer(
+            model, TOKENIZER, args, engine, problems, problems[:2], "{problem}=", settings
+        )
         trainer.train()
     finally:
         engine.follow(None)

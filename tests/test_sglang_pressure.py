@@ -79,7 +79,7 @@ def test_three_hundred_requests_in_a_small_pool(running, chunk, monkeypatch, tmp
                 assert index in aborted
                 withdrawn += 1
                 continue
-            again = from_wire(meta[KEY][-1], t.prompt_ids)
+            again = from_wire(meta[KEY][-1]["trajectory"], t.prompt_ids)
             assert again.completion_ids == t.completion_ids
             assert again.layout == t.layout
             retractions += meta["num_retractions"]

@@ -8,9 +8,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
+from queue import Queue
+from threading import Event, Thread
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+from uuid import uuid4
 
 import torch
 from transformers import PreTrainedModel
@@ -91,8 +95,35 @@ class InProcess:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
-        """SGLang's answers, one a prompt."""
-        return self.engine.generate(input_ids=list(prompts), sampling_params=list(sampling))
+        """SGLang's answers, one a prompt. Whatever ends the call withdraws what has not ended."""
+        names = _names(len(prompts))
+        try:
+            return self.engine.generate(
+                input_ids=list(prompts), sampling_params=list(sampling), rid=names
+            )
+        except BaseException:
+            self._withdraw(names)
+            raise
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], sampling: Sequence[Mapping[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """SGLang's answers as they grow; `index` says whose."""
+        names = _names(len(prompts))
+        if not names:
+            return
+        try:
+            yield from self.engine.generate(
+                input_ids=list(prompts), sampling_params=list(sampling), rid=names, stream=True
+            )
+        finally:
+            self._withdraw(names)
+
+    def _withdraw(self, names: Sequence[str]) -> None:
+        manager = self.engine.tokenizer_manager
+        for name in names:
+            if name in manager.rid_to_state:
+                manager.abort_request(name)
 
     def report(self) -> dict[str, int]:
         return self.engine.get_server_info()["internal_states"][0][KEY]
@@ -136,14 +167,54 @@ class Server:
         with ThreadPoolExecutor(min(_AT_ONCE, len(bodies))) as pool:
             return list(pool.map(lambda body: self._post("/generate", body), bodies))
 
+    def stream(
+        self, prompts: Sequence[Sequence[int]], sampling: Sequence[Mapping[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """The answers as they grow; a thread a response. SGLang withdraws a request whose
+        connection is closed."""
+        inbox: Queue[dict[str, Any] | BaseException | None] = Queue()
+        stop = Event()
+        threads = [
+            Thread(target=self._listen, args=(i, prompt, own, inbox, stop), daemon=True)
+            for i, (prompt, own) in enumerate(zip(prompts, sampling, strict=True))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            left = len(threads)
+            while left:
+                output = inbox.get()
+                if isinstance(output, BaseException):
+                    raise output
+                left -= output is None
+                if output is not None:
+                    yield output
+        finally:
+            stop.set()
+
+    def _listen(
+        self, index: int, prompt: Sequence[int], own: Mapping[str, Any], inbox: Queue, stop: Event
+    ) -> None:
+        body = {"input_ids": list(prompt), "sampling_params": own, "stream": True}
+        try:
+            with self._open("/generate", body) as answer:
+                for line in answer:
+                    if stop.is_set():
+                        return
+                    if line.startswith(b"data: {"):
+                        inbox.put(json.loads(line[6:]) | {"index": index})
+            inbox.put(None)
+        except Exception as error:
+            inbox.put(error)
+
     def report(self) -> dict[str, int]:
         return self._internal_state()[KEY]
 
     def tokenizer_path(self) -> str:
-        return self._call(Request(self.url + "/model_info"))["tokenizer_path"]
+        return self._get("/model_info")["tokenizer_path"]
 
     def flush(self) -> None:
-        with urlopen(Request(self.url + "/flush_cache", method="POST")) as answer:
+        with self._open("/flush_cache", {}) as answer:
             answer.read()
 
     def update_weights(self, model: PreTrainedModel) -> None:
@@ -157,19 +228,29 @@ class Server:
         """Whoever started the server ends it."""
 
     def _internal_state(self) -> dict[str, Any]:
-        return self._call(Request(self.url + "/server_info"))["internal_states"][0]
+        return self._get("/server_info")["internal_states"][0]
+
+    def _get(self, path: str) -> Any:
+        with self._open(path) as answer:
+            return json.load(answer)
 
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        data = json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        return self._call(Request(self.url + path, data, headers))
+        with self._open(path, body) as answer:
+            return json.load(answer)
 
-    def _call(self, request: Request) -> Any:
+    def _open(self, path: str, body: Mapping[str, Any] | None = None) -> HTTPResponse:
+        data = None if body is None else json.dumps(body).encode()
+        request = Request(self.url + path, data, {"Content-Type": "application/json"})
         try:
-            with urlopen(request) as answer:
-                return json.load(answer)
+            return urlopen(request)
         except HTTPError as error:
             raise ValueError(f"{request.full_url}: {error.read().decode()}") from error
+
+
+def _names(count: int) -> list[str]:
+    """Request ids of a call; none begins with another, as SGLang withdraws by beginning."""
+    call = uuid4().hex
+    return [f"{call}-{i}-" for i in range(count)]
 
 
 def _succeeded(answer: tuple[bool, str]) -> None:

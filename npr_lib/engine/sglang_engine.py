@@ -10,8 +10,9 @@ as the embedded engine does is in docs/sglang.md.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from npr_lib.engine.api import EngineConfig, Prefix, SamplingParams
+from npr_lib.engine.api import EngineConfig, Event, Finish, Prefix, SamplingParams
 from npr_lib.engine.attention import use_npr_attention
 from npr_lib.engine.sampling import hash_ids, mix
 from npr_lib.engine.sglang_backend import InProcess, Server, server_arguments
-from npr_lib.engine.sglang_wire import KEY, Settings, from_wire, pack
+from npr_lib.engine.sglang_wire import KEY, Settings, event_from_wire, from_wire, pack
 from npr_lib.layout import BranchPath, by_branch, layout, sampled_tokens
 from npr_lib.tokenizer import TagIds, encode
 from npr_lib.trajectory import Mode, Trajectory
@@ -50,6 +51,7 @@ class SGLangEngine:
             raise ValueError("SGLangEngine wants a model_path, or the url of a server")
         self.config = config or EngineConfig()
         self.model: PreTrainedModel | None = None
+        self._calls = 0
         if url is None:
             self.backend: InProcess | Server = InProcess(
                 server_arguments(str(model_path), self.config) | server_args
@@ -83,26 +85,27 @@ class SGLangEngine:
         """n trajectories for every prompt, as `TorchEngine.generate` gives them."""
         if best_of is not None and best_of < n:
             raise ValueError(f"best_of = {best_of}: expected at least n = {n}")
-        if isinstance(prompts, str):
-            raise ValueError("prompts is one text: expected a list of prompts")
-        params = _one_each(params, SamplingParams, len(prompts), "params")
-        prefixes = _one_each(prefix, Mapping | None, len(prompts), "prefix")
-        samples = best_of or n
-        occurrences: Counter[int] = Counter()
-        ids, settings = [], []
-        for index, (prompt, own, start) in enumerate(zip(prompts, params, prefixes, strict=True)):
-            prompt_ids = self._prompt_ids(prompt, index)
-            digest = hash_ids(prompt_ids)
-            seed = mix(own.seed, digest, occurrences[digest])
-            occurrences[digest] += 1
-            for i in range(samples):
-                ids.append(prompt_ids)
-                settings.append(self._settings(own, mode, mix(seed, i), prefix=start))
-        trajectories = self._run(ids, settings)
+        trajectories = self._run(*self._requests(prompts, params, best_of or n, mode, prefix))
         if best_of is None:
             return trajectories
-        groups = [trajectories[i : i + samples] for i in range(0, len(trajectories), samples)]
+        groups = [trajectories[i : i + best_of] for i in range(0, len(trajectories), best_of)]
         return [t for group in groups for t in sorted(group, key=_mean_logprob)[: -n - 1 : -1]]
+
+    def stream(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        n: int = 1,
+        mode: Mode = "parallel",
+        prefix: Prefix | Sequence[Prefix | None] | None = None,
+    ) -> Iterator[Event]:
+        """The responses of `generate`, event by event; closing the iterator withdraws what has not
+        ended. Events come when SGLang sends their response's next token in final order, at most a
+        few steps after they happened."""
+        ids, settings = self._requests(prompts, params, n, mode, prefix)
+        settings = [replace(own, events=True) for own in settings]
+        self._calls += 1
+        return self._stream(self._calls, ids, settings)
 
     def replay(self, trajectory: Trajectory, mode: Mode) -> Trajectory:
         """Decode the tokens of a trajectory again, as `TorchEngine.replay` does."""
@@ -143,6 +146,33 @@ class SGLangEngine:
         """End the engine's processes; a server goes on."""
         self.backend.shutdown()
 
+    def _requests(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        n: int,
+        mode: Mode,
+        prefix: Prefix | Sequence[Prefix | None] | None,
+    ) -> tuple[list[list[int]], list[Settings]]:
+        """Prompt ids and settings of n responses for each prompt."""
+        if n < 1:
+            raise ValueError(f"n = {n}: expected at least 1")
+        if isinstance(prompts, str):
+            raise ValueError("prompts is one text: expected a list of prompts")
+        params = _one_each(params, SamplingParams, len(prompts), "params")
+        prefixes = _one_each(prefix, Mapping | None, len(prompts), "prefix")
+        occurrences: Counter[int] = Counter()
+        ids, settings = [], []
+        for index, (prompt, own, start) in enumerate(zip(prompts, params, prefixes, strict=True)):
+            prompt_ids = self._prompt_ids(prompt, index)
+            digest = hash_ids(prompt_ids)
+            seed = mix(own.seed, digest, occurrences[digest])
+            occurrences[digest] += 1
+            for i in range(n):
+                ids.append(prompt_ids)
+                settings.append(self._settings(own, mode, mix(seed, i), prefix=start or None))
+        return ids, settings
+
     def _settings(self, params: SamplingParams, mode: Mode, key: int, **more: Any) -> Settings:
         return Settings(params, mode, key, self.config.max_branches, self.config.max_depth, **more)
 
@@ -172,12 +202,32 @@ class SGLangEngine:
     def _run(self, prompts: list[list[int]], settings: list[Settings]) -> list[Trajectory]:
         if not prompts:
             return []
-        sampling = [
-            {"max_new_tokens": own.params.max_tokens, "custom_params": pack(own)}
-            for own in settings
-        ]
-        outputs = self.backend.generate(prompts, sampling)
+        outputs = self.backend.generate(prompts, [_sampling(own) for own in settings])
         return [_trajectory(out, prompt) for out, prompt in zip(outputs, prompts, strict=True)]
+
+    def _stream(
+        self, call: int, prompts: list[list[int]], settings: list[Settings]
+    ) -> Iterator[Event]:
+        told = [0] * len(prompts)
+        since = time.perf_counter()
+        for output in self.backend.stream(prompts, [_sampling(own) for own in settings]):
+            index, meta = output["index"], output["meta_info"]
+            entries = meta.get(KEY, [])[told[index] :]
+            told[index] += len(entries)
+            for entry in filter(None, entries):
+                for values in entry.get("events", ()):
+                    yield event_from_wire(values, call, index)
+            if meta["finish_reason"] is not None:
+                trajectory, seconds = (
+                    _trajectory(output, prompts[index]),
+                    time.perf_counter() - since,
+                )
+                step = max(trajectory.decode_steps)
+                yield Finish(call, index, step, seconds, (), trajectory)
+
+
+def _sampling(settings: Settings) -> dict[str, Any]:
+    return {"max_new_tokens": settings.params.max_tokens, "custom_params": pack(settings)}
 
 
 def _trajectory(output: Mapping[str, Any], prompt: Sequence[int]) -> Trajectory:
@@ -185,7 +235,7 @@ def _trajectory(output: Mapping[str, Any], prompt: Sequence[int]) -> Trajectory:
     reason = meta["finish_reason"]
     if reason["type"] == "abort":
         raise ValueError(reason["message"])
-    return from_wire(meta[KEY][-1], prompt)
+    return from_wire(meta[KEY][-1]["trajectory"], prompt)
 
 
 def _one_each(values: object, kind: object, count: int, name: str) -> Sequence[Any]:

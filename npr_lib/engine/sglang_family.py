@@ -41,6 +41,7 @@ class Ahead:
     path: tuple[tuple[int, int], ...]
     sampled: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
     queue: deque[Sampled] = field(default_factory=deque)
 
 
@@ -106,6 +107,7 @@ class Family:
         self._leaves: list[Branch] | None = None
         self.bound = response._last_position  # no token after it can be part of the response
         self._flow = self._settle(response.root)
+        self._held_back: list[int] = []
         self._grow()
 
     @property
@@ -152,7 +154,9 @@ class Family:
                     run.stopped = True
                     yield run
 
-    def sampled(self, run: Run, token: int, logprob: float, behaviour: float, step: int) -> bool:
+    def sampled(
+        self, run: Run, token: int, logprob: float, behaviour: float, entropy: float, step: int
+    ) -> bool:
         """A carrier has drawn a token. True when the carrier is to stop at once."""
         if run.complete:  # the KV of the run's last token exists now, the new token is void
             if run.last is not None:
@@ -163,6 +167,7 @@ class Family:
         run.tokens.append(token)
         ahead.sampled.append(token)
         ahead.steps.append(step)
+        ahead.entropies.append(entropy)
         self._count(run.end)
         drawn = (token, logprob, behaviour, step)
         if token in self._ends:
@@ -181,20 +186,23 @@ class Family:
                 return False
             drawn = [queue.popleft() for queue in queues]
             tokens = [(b, *d[:3]) for b, d in zip(response.turn, drawn, strict=True)]
-            response.accept(tokens, max(d[3] for d in drawn))
+            step = response.call.stats.steps = max(d[3] for d in drawn)
+            response.accept(tokens, step)
             if not response.finish_reason:
                 self._grow()
         return True
 
     def settled(self) -> list[int]:
         """Token ids, in the order of the finished response, that nothing can change any more and
-        that were not told before: up to the first branch that still grows."""
-        ids: list[int] = []
+        that were not told before: up to the first branch that still grows. One is held back, so
+        that something is left to tell when the response ends."""
+        ids = self._held_back
         for token in self._flow:
             if token is None:
                 break
             ids.append(token)
-        return ids
+        self._held_back = ids[-1:]
+        return ids[:-1]
 
     def _settle(self, branch: Branch) -> Iterator[int | None]:
         """A branch's tokens one after the other; None where the next one isn't certain yet."""
@@ -218,8 +226,9 @@ class Family:
             number, index = number + 1, 0
 
     def stamp(self) -> None:
-        """Give every sampled token of the record the engine step that drew it."""
+        """Give every sampled token of the record the engine step that drew it, and its entropy."""
         for branch, ahead in self.ahead.items():
+            branch.entropies = ahead.entropies
             steps = iter(ahead.steps)
             for stretch in branch.items:
                 if isinstance(stretch, Stretch):

@@ -26,13 +26,14 @@ from sglang.srt.mem_cache.prefill_budget import PrefillBudget
 from sglang.srt.sampling.sampling_params import TOP_K_ALL
 from sglang.srt.sampling.sampling_params import SamplingParams as PlainParams
 
-from npr_lib.engine.api import EngineConfig, EngineStats
+from npr_lib.engine.api import EngineConfig, EngineStats, Preempt
 from npr_lib.engine.branch import Call, Grammar, Response
 from npr_lib.engine.forward import choose
 from npr_lib.engine.record import trajectory as record
 from npr_lib.engine.sglang_family import Family, Run
-from npr_lib.engine.sglang_wire import KEY, Settings, to_wire, unpack
+from npr_lib.engine.sglang_wire import KEY, Settings, events_to_wire, to_wire, unpack
 from npr_lib.tokenizer import TagIds
+from npr_lib.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -53,7 +54,7 @@ class Families:
         self.scheduler = scheduler
         self.families: list[Family] = []
         self.touched: list[Family] = []  # those that got a token in the present batch
-        self.drawn: dict[Run, tuple[float, float]] = {}
+        self.drawn: dict[Run, list[float]] = {}  # logprob, behaviour logprob, entropy
         self._names = count()
         self._nothing = 0  # batches in a row that could not be planned
 
@@ -122,9 +123,9 @@ class Families:
         if not rows:
             return []
         tokens = choose(logits[rows], turns)
-        for row, (_, logprob, behaviour) in zip(rows, tokens, strict=True):
-            self.drawn[run_of(reqs[row])] = logprob, behaviour
-        return [(row, token) for row, (token, _, _) in zip(rows, tokens, strict=True)]
+        for row, (_, *values) in zip(rows, tokens, strict=True):
+            self.drawn[run_of(reqs[row])] = values
+        return [(row, token) for row, (token, *_) in zip(rows, tokens, strict=True)]
 
     def sampled(self, req: Req, run: Run) -> None:
         """A carrier has got a token: end it or let it go on."""
@@ -135,9 +136,9 @@ class Families:
         if run.stopped:
             stop = True
         else:
-            logprobs = self.drawn.pop(run, (float("nan"),) * 2)
+            values = self.drawn.pop(run, [float("nan")] * 3)
             step = self.scheduler.forward_ct - family.first_step
-            stop = family.sampled(run, token, *logprobs, step)
+            stop = family.sampled(run, token, *values, step)
         if stop:
             self._keep(req, run)
 
@@ -220,6 +221,7 @@ class Families:
         if len(admitted) < 2:
             return False
         family = admitted[-1]
+        family.response.emit(Preempt, family.response.root)
         self._release(family)
         family.client.retraction_count += 1
         tracker = self.scheduler.new_token_ratio_tracker
@@ -253,7 +255,7 @@ class Families:
         eos = {scheduler.tokenizer.eos_token_id, *(model.hf_eos_token_id or ())} - {None}
         context = model.hf_text_config.max_position_embeddings
         grammar = Grammar(scheduler.tokenizer, tags, frozenset(eos), config, settings.mode, context)
-        call = Call(0, EngineStats(), None)
+        call = Call(0, EngineStats(), [] if settings.events else None)
         response = Response(
             prompt, settings.params, grammar, settings.key, call, forced=settings.forced
         )
@@ -346,7 +348,7 @@ class Families:
         family.stamp()
         trajectory = record(family.response)
         self._drop(family)
-        self._answer(family.client, trajectory)
+        self._answer(family, trajectory)
         return None
 
     def _drop(self, family: Family) -> None:
@@ -385,14 +387,25 @@ class Families:
             release_kv_cache(req, scheduler.tree_cache, is_insert=False)
 
     def _stream(self, family: Family) -> None:
-        client, ids = family.client, family.settled()
+        ids = family.settled()
         if ids:
-            client.output_ids.extend(ids)
-            self.scheduler.output_streamer.stream_output([client], False)
+            family.client.output_ids.extend(ids)
+            self._tell(family, {})
+            self.scheduler.output_streamer.stream_output([family.client], False)
 
-    def _answer(self, client: Req, trajectory: object) -> None:
-        """Send the client its response in one piece."""
-        ids = trajectory.completion_ids
+    def _tell(self, family: Family, entry: dict[str, object]) -> None:
+        """Put an entry, with the events since the last one, at the client's last token."""
+        client, events = family.client, family.response.call.events
+        if events:
+            entry["events"] = events_to_wire(events)
+            events.clear()
+        entries = (client.customized_info or {KEY: []})[KEY]
+        entries += [None] * (len(client.output_ids) - len(entries) - 1) + [entry or None]
+        client.customized_info = {KEY: entries}
+
+    def _answer(self, family: Family, trajectory: Trajectory) -> None:
+        """Send the client its response, or what is left of it."""
+        client, ids = family.client, trajectory.completion_ids
         client.output_ids = array("q", ids)
         reasons = {
             "stop": FINISH_MATCHED_TOKEN(matched=ids[-1]),
@@ -400,7 +413,7 @@ class Families:
         }
         other = FINISH_MATCHED_STR(matched=trajectory.violation or trajectory.finish_reason)
         client.finished_reason = reasons.get(trajectory.finish_reason, other)
-        client.customized_info = {KEY: [None] * (len(ids) - 1) + [to_wire(trajectory)]}
+        self._tell(family, {"trajectory": to_wire(trajectory)})
         if client.return_logprob:
             values = [None if value != value else value for value in trajectory.logprobs]
             client.logprob.output_token_logprobs_val = values

@@ -2,7 +2,9 @@
 
 A request asks for NPR by `custom_params={"npr": ...}` in its sampling parameters: the mode as a
 string, or a dictionary of plain values (SGLang's transport allows no nesting, so lists travel as
-JSON). The trajectory comes back in `meta_info["npr"]`, as the entry of the last token.
+JSON). `meta_info["npr"]` of the answer has an entry for each token, most of them None: the last is
+`{"trajectory": ...}`, and where events were asked for each chunk of a stream ends in one with the
+`events` since the last.
 """
 
 from __future__ import annotations
@@ -10,21 +12,34 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
-from npr_lib.engine.api import Prefix, SamplingParams
+from npr_lib.engine.api import (
+    BranchEnd,
+    Event,
+    Fork,
+    Join,
+    Preempt,
+    Prefix,
+    Resume,
+    SamplingParams,
+    Token,
+)
 from npr_lib.layout import Layout, Segment
 from npr_lib.trajectory import Mode, Trajectory
 
 KEY = "npr"
+_EVENTS = {kind.__name__: kind for kind in (Token, Fork, BranchEnd, Join, Preempt, Resume)}
 _PARAMS = [field.name for field in fields(SamplingParams)]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a request wants its response: `key` is that of its random numbers, `forced` what a
-    replay writes, `prefix` what the response begins with, by branch path."""
+    replay writes, `prefix` what the response begins with, by branch path. `events`: whether a
+    stream tells them."""
 
     params: SamplingParams
     mode: Mode
@@ -33,13 +48,14 @@ class Settings:
     max_depth: int
     forced: Prefix | None = None
     prefix: Prefix | None = None
+    events: bool = False
 
 
 def pack(settings: Settings) -> dict[str, object]:
     """`custom_params` of a request."""
     values: dict[str, object] = {name: getattr(settings.params, name) for name in _PARAMS}
     values["stop"] = json.dumps(settings.params.stop)
-    values |= {"mode": settings.mode, "key": str(settings.key)}
+    values |= {"mode": settings.mode, "key": str(settings.key), "events": settings.events}
     values |= {"max_branches": settings.max_branches, "max_depth": settings.max_depth}
     for name in ("forced", "prefix"):
         by_path = getattr(settings, name)
@@ -56,7 +72,7 @@ def unpack(asked: object, defaults: Mapping[str, object]) -> Settings:
     if not isinstance(asked, Mapping):
         raise ValueError(f"custom_params[{KEY!r}] = {asked!r}: expected a mode or a dictionary")
     values = {**defaults, **asked}
-    known = {*_PARAMS, "mode", "key", "max_branches", "max_depth", "forced", "prefix"}
+    known = {*_PARAMS, "mode", "key", "max_branches", "max_depth", "forced", "prefix", "events"}
     unknown = sorted(values.keys() - known)
     if unknown:
         raise ValueError(f"custom_params[{KEY!r}]: unknown {', '.join(unknown)}")
@@ -74,6 +90,7 @@ def unpack(asked: object, defaults: Mapping[str, object]) -> Settings:
         int(values["max_depth"]),
         _by_path(values.get("forced")),
         _by_path(values.get("prefix")),
+        bool(values.get("events", False)),
     )
 
 
@@ -90,6 +107,7 @@ def to_wire(trajectory: Trajectory) -> dict[str, object]:
         "completion_ids": trajectory.completion_ids,
         "logprobs": _numbers(trajectory.logprobs),
         "behaviour_logprobs": _numbers(trajectory.behaviour_logprobs),
+        "entropies": _numbers(trajectory.entropies),
         "sampled": trajectory.sampled,
         "decode_steps": trajectory.decode_steps,
         "position_ids": layout.position_ids[layout.prompt_len :].tolist(),
@@ -122,6 +140,7 @@ def from_wire(row: Mapping[str, object], prompt_ids: Sequence[int]) -> Trajector
         completion_ids=list(row["completion_ids"]),
         logprobs=_floats(row["logprobs"]),
         behaviour_logprobs=_floats(row["behaviour_logprobs"]),
+        entropies=_floats(row["entropies"]),
         sampled=list(row["sampled"]),
         decode_steps=list(row["decode_steps"]),
         layout=Layout(positions, hidden, prompt, segments),
@@ -137,7 +156,25 @@ def from_wire(row: Mapping[str, object], prompt_ids: Sequence[int]) -> Trajector
     )
 
 
-def _numbers(values: Sequence[float]) -> list[float | str | None]:
+def events_to_wire(events: Sequence[Event]) -> list[list[object]]:
+    """[kind, step, seconds, path, and its own fields] each; nan and infinity as above."""
+    own = [[getattr(event, field.name) for field in fields(event)[2:]] for event in events]
+    return [
+        [type(event).__name__, *_numbers(values[:2]), values[2], *_numbers(values[3:])]
+        for event, values in zip(events, own, strict=True)
+    ]
+
+
+def event_from_wire(values: Sequence[object], call: int, index: int) -> Event:
+    """The event of response `index` in call `call`."""
+    kind, step, seconds, path, *own = values
+    if kind == "Token" and own[1] is None:
+        own[1] = float("nan")
+    path = tuple(tuple(part) for part in path)
+    return _EVENTS[kind](call, index, step, seconds, path, *own)
+
+
+def _numbers(values: Sequence[Any]) -> list[Any]:
     """JSON knows no nan and no infinity: null, "-inf"."""
     return [None if v != v else "-inf" if v == -np.inf else v for v in values]
 
