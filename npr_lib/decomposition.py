@@ -102,13 +102,15 @@ def span_ratio(
     parallel: pd.DataFrame, sequential: pd.DataFrame, independent: int = 3, **bootstrap: Any
 ) -> Estimate:
     """Total span of `parallel` over that of `sequential`, on the problems with at least so many
-    independent parts; both hold the same problems and as many samples of each."""
+    independent parts (nan if there is none); both hold the same problems and as many samples."""
     spans = [
         frame[frame["independent"] >= independent].groupby("problem_id")["span"].sum()
         for frame in (parallel, sequential)
     ]
     if not spans[0].index.equals(spans[1].index) or len(parallel) != len(sequential):
         raise ValueError("span_ratio compares responses to the same problems")
+    if spans[0].empty:
+        return Estimate(np.nan, np.nan, np.nan)
     return interval(spans[0].to_numpy(), spans[1].to_numpy(), **bootstrap)
 
 

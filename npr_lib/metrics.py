@@ -262,6 +262,37 @@ def paired_difference(
     return interval((new - old).to_numpy(), **bootstrap)
 
 
+def pooled_difference(
+    pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]],
+    metric: str = "avg",
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """Mean of `after` minus `before` over several training runs, on the same problems.
+
+    The interval resamples runs and problems, each as a whole: it holds for another run on other
+    problems of the kind, as far as so few runs can tell. ValueError where problems differ.
+    """
+    if not pairs:
+        raise ValueError("no runs")
+    series = [_values(new, metric, None) - _values(old, metric, None) for old, new in pairs]
+    table = pd.concat(series, axis=1)
+    if table.isna().any(axis=None):
+        raise ValueError("the runs, or the two sides of a pair, hold different problems")
+    difference_PR = table.to_numpy()
+    rng = np.random.default_rng(seed)
+    problems, runs = difference_PR.shape
+    drawn = [
+        difference_PR[rng.integers(problems, size=problems)][
+            :, rng.integers(runs, size=runs)
+        ].mean()
+        for _ in range(resamples)
+    ]
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(difference_PR.mean()), float(low), float(high))
+
+
 def _values(df: pd.DataFrame, metric: str, k: int | None) -> pd.Series:
     if metric in ("avg", "best", "maj"):
         return {"avg": avg_values, "best": best_values, "maj": maj_values}[metric](df, k)

@@ -91,6 +91,10 @@ STAGES = (
 )
 
 
+# Notebooks that no run executes by itself.
+ON_REQUEST = (Stage("12_ablations", inputs=("seed", "npr_zero", "npr_beta", "rejection.parquet")),)
+
+
 class MissingInputError(WorkbenchError):
     """What a stage starts from is not there; the message names the command that makes it."""
 
@@ -126,7 +130,7 @@ def begin(
         MissingInputError: an input does not exist.
         ProfileError: the profile can't be read.
     """
-    stage = next(stage for stage in stages if stage.name == name)
+    stage = next(stage for stage in (*stages, *ON_REQUEST) if stage.name == name)
     settings = load_profile(profile)
     folder = REPOSITORY / "reports" / Path(profile).stem if run_dir is None else Path(run_dir)
     for sub in ("rollouts", "metrics", "notebooks"):

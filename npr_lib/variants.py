@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,8 +22,10 @@ from npr_lib import WorkbenchError
 from npr_lib.digests import digest, source_digest
 from npr_lib.evaluate import evaluate
 from npr_lib.manifest import write_json
+from npr_lib.metrics import Estimate, pooled_difference
 from npr_lib.problems import Split
 from npr_lib.profile import load_profile
+from npr_lib.report import NAMES, interval_text
 from npr_lib.train import papo, rejection, sft
 
 
@@ -98,3 +101,60 @@ def _train(variant: Variant, profile: dict, base: Path, folder: Path, seed: int)
         elif not beta.exists():
             shutil.copytree(base / beta.name, beta)
         papo.train(profile, folder, beta, seed, mode)
+
+
+def replicates_table(runs: Mapping[int, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
+    """Accuracy (%) of every checkpoint of every seed: "T = 1 (greedy)"."""
+    rows = {}
+    for seed, frames in runs.items():
+        rows[f"seed {seed}"] = {
+            NAMES[name]: "{:.1f} ({:.1f})".format(*_accuracies(frame))
+            for name, frame in frames.items()
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _accuracies(frame: pd.DataFrame) -> tuple[float, float]:
+    greedy = frame["temperature"] == 0
+    return tuple(100 * frame.loc[rows, "accuracy"].mean() for rows in (~greedy, greedy))
+
+
+def pooled_differences(runs: Sequence[Mapping[str, pd.DataFrame]]) -> dict[str, Estimate]:
+    """NPR - NPR-Beta, SR - SR-Beta and NPR - SR over all seeds, T = 1 and greedy."""
+    found = {}
+    for before, after in (("npr_beta", "npr"), ("sr_beta", "sr"), ("sr", "npr")):
+        for label, greedy in (("T = 1", False), ("greedy", True)):
+            pairs = [
+                tuple(f[(f["temperature"] == 0) == greedy] for f in (run[before], run[after]))
+                for run in runs
+            ]
+            name = f"{NAMES[after]} − {NAMES[before]}, {label}"
+            found[name] = pooled_difference(pairs)
+    return found
+
+
+def ablation_table(results: Mapping[str, Sequence[Mapping[str, pd.DataFrame]]]) -> pd.DataFrame:
+    """A row a variant, figures of NPR over its seeds; differences are to the first variant."""
+    first = next(iter(results.values()))
+    rows = {}
+    for name, runs in results.items():
+        frame = pd.concat([run["npr"] for run in runs])
+        sampled = frame[frame["temperature"] > 0]
+        row = {
+            f"accuracy {label} (%)": " / ".join(f"{_accuracies(run['npr'])[i]:.1f}" for run in runs)
+            for i, label in enumerate(("T = 1", "greedy"))
+        }
+        row |= {
+            "format pass (%)": f"{100 * sampled['valid'].mean():.1f}",
+            "blocks": f"{sampled['num_blocks'].mean():.2f}",
+            "work": f"{sampled['work'].mean():.0f}",
+            "span": f"{sampled['span'].mean():.0f}",
+        }
+        for label, greedy in (("T = 1", False), ("greedy", True)):
+            pairs = [
+                tuple(f[(f["temperature"] == 0) == greedy] for f in (old["npr"], new["npr"]))
+                for old, new in zip(first, runs, strict=True)
+            ]
+            row[f"Δ {label}"] = interval_text(pooled_difference(pairs), 100, 1)
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
