@@ -17,6 +17,7 @@ SMOLLM2 := $(VENV)/.smollm2
 # Stock SGLang for tests on a CPU, in its own environment on top of the project's.
 SGLANG ?= .venv-sglang
 SGLANG_STAMP := $(SGLANG)/.installed
+NOT_SGLANG := --ignore-glob='*/test_sglang_*.py'
 # One core and a hard limit: should a test hang, its processes end with it.
 SGLANG_PYTEST := OMP_NUM_THREADS=1 timeout --kill-after=20
 
@@ -53,17 +54,17 @@ report: $(STAMP)  ## the whole pipeline into reports/RUN/index.html; goes on whe
 	$(PY) -m npr_lib run --profile $(PROFILE) --run $(RUN) $(ARGS)
 
 test: $(STAMP)  ## the tests, the whole pipeline on the smoke profile among them
-	$(PY) -m pytest -m "not slow and not sglang" $(ARGS)
+	$(PY) -m pytest -m "not slow" $(NOT_SGLANG) $(ARGS)
 
 test-full: $(SMOLLM2)  ## the long tests too: real weights (98 MB), a browser (.ci/browser installs it)
-	$(PY) -m pytest -m "not sglang" $(ARGS)
+	$(PY) -m pytest $(NOT_SGLANG) $(ARGS)
 	$(MAKE) test-sglang-full
 
 test-sglang: $(SGLANG_STAMP)  ## the engine on real SGLang, on a CPU: the oracle
 	$(SGLANG_PYTEST) 600 $(SGLANG)/bin/python -m pytest -s tests/test_sglang_oracle.py $(ARGS)
 
 test-sglang-full: $(SGLANG_STAMP)  ## every test on real SGLang
-	$(SGLANG_PYTEST) 3000 $(SGLANG)/bin/python -m pytest -s -m sglang $(ARGS)
+	$(SGLANG_PYTEST) 3000 $(SGLANG)/bin/python -m pytest -s tests/test_sglang_*.py $(ARGS)
 
 lint: $(STAMP)  ## ruff
 	$(PY) -m ruff check .

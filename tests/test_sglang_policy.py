@@ -27,7 +27,7 @@ from npr_lib.train.papo import PAPO
 from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer
 from npr_lib.train.stage import DEFAULTS
 
-pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 CONFIG = EngineConfig(num_slots=4096)
 
 

@@ -10,7 +10,7 @@ from test_engine_oracle import check_against_dense
 from npr_lib.engine import EngineConfig
 from npr_lib.engine.sglang_wire import KEY, from_wire, pack
 
-pytestmark = [pytest.mark.sglang, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 MODEL = model_of_type("qwen3")
 
 

@@ -18,7 +18,7 @@ from test_engine_oracle import check_against_dense
 from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine, TorchEngine
 from npr_lib.tokenizer import encode
 
-pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 CONFIG = EngineConfig(num_slots=2048, max_depth=2)
 MODEL = model_of_type("llama")
 
