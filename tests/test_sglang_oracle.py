@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 from sglang_engines import TOKENIZER, model_of_type, sglang_engine, written_by_policy
 from test_engine_oracle import check_against_dense
 
@@ -20,6 +21,7 @@ from npr_lib.engine import (
     TorchEngine,
     sglang_backend,
 )
+from npr_lib.engine.sglang_wire import pack
 from npr_lib.layout import layout
 from npr_lib.tokenizer import TagIds, encode
 
@@ -187,3 +189,31 @@ def local_paths(t):
         own = t.completion_ids[segment.start - len(t.prompt_ids) : segment.end - len(t.prompt_ids)]
         ids.setdefault(path, []).extend(own)
     return ids
+
+
+def test_a_prompt_is_computed_once_for_its_samples(pair):
+    _, engine = pair
+    prompts = [encode("1+2;" * 25 + text, TOKENIZER) for text in "AB"]
+    settings = engine._settings(SamplingParams(max_tokens=3), "parallel", 0)
+    sampling = [{"max_new_tokens": 3, "custom_params": pack(settings)}] * 8
+    outputs = engine.backend.generate([*prompts] * 4, sampling)
+    cached = sorted(out["meta_info"]["cached_tokens"] for out in outputs)
+    assert cached[0] == 0
+    assert cached[2:] == [len(prompts[0]) - 1] * 6  # the last token's logits are wanted
+
+
+def test_diverged_weights_end_responses_and_not_the_server(pair):
+    model, engine = pair
+    broken = type(model)(model.config)
+    torch.nn.init.constant_(broken.get_output_embeddings().weight, float("nan"))
+    try:
+        engine.follow(broken)
+        engine.weights_changed()
+        with pytest.raises(RuntimeError, match="logits are not finite"):
+            engine.generate([[20, 21]], SamplingParams(max_tokens=10))
+    finally:
+        engine.follow(model)
+        engine.weights_changed()
+        engine.follow(None)
+    (t,) = engine.generate([[20, 21]], SamplingParams(max_tokens=10))
+    check_against_dense(model, t)

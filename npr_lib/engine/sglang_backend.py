@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from http.client import HTTPResponse
 from queue import Queue
 from threading import Event, Thread
@@ -95,15 +96,19 @@ class InProcess:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
-        """SGLang's answers, one a prompt. Whatever ends the call withdraws what has not ended."""
+        """SGLang's answers, one a prompt. Whatever ends the call withdraws what has not ended.
+        ValueError for what can't be served, RuntimeError for what went wrong."""
+        from fastapi import HTTPException
+
         names = _names(len(prompts))
         try:
             return self.engine.generate(
                 input_ids=list(prompts), sampling_params=list(sampling), rid=names
             )
-        except BaseException:
+        except HTTPException as error:
+            raise RuntimeError(error.detail) from error
+        finally:
             self._withdraw(names)
-            raise
 
     def stream(
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[Mapping[str, Any]]
@@ -244,7 +249,8 @@ class Server:
         try:
             return urlopen(request)
         except HTTPError as error:
-            raise ValueError(f"{request.full_url}: {error.read().decode()}") from error
+            kind = ValueError if error.code == HTTPStatus.BAD_REQUEST else RuntimeError
+            raise kind(f"{request.full_url}: {error.read().decode()}") from error
 
 
 def _names(count: int) -> list[str]:

@@ -85,7 +85,8 @@ class SGLangEngine:
         """n trajectories for every prompt, as `TorchEngine.generate` gives them."""
         if best_of is not None and best_of < n:
             raise ValueError(f"best_of = {best_of}: expected at least n = {n}")
-        trajectories = self._run(*self._requests(prompts, params, best_of or n, mode, prefix))
+        samples = best_of or n
+        trajectories = self._run(*self._requests(prompts, params, samples, mode, prefix), samples)
         if best_of is None:
             return trajectories
         groups = [trajectories[i : i + best_of] for i in range(0, len(trajectories), best_of)]
@@ -199,11 +200,17 @@ class SGLangEngine:
             structure = layout(every, tags, len(trajectory.prompt_ids))
         return by_branch(structure, ids, sampled_tokens(every, structure, self.tokenizer))
 
-    def _run(self, prompts: list[list[int]], settings: list[Settings]) -> list[Trajectory]:
+    def _run(
+        self, prompts: list[list[int]], settings: list[Settings], samples: int = 1
+    ) -> list[Trajectory]:
         if not prompts:
             return []
-        outputs = self.backend.generate(prompts, [_sampling(own) for own in settings])
-        return [_trajectory(out, prompt) for out, prompt in zip(outputs, prompts, strict=True)]
+        # The first sample of every prompt, then the second of every prompt: those find it cached.
+        order = sorted(range(len(prompts)), key=lambda i: i % samples)
+        sampling = [_sampling(settings[i]) for i in order]
+        outputs = self.backend.generate([prompts[i] for i in order], sampling)
+        answers = dict(zip(order, outputs, strict=True))
+        return [_trajectory(answers[i], prompt) for i, prompt in enumerate(prompts)]
 
     def _stream(
         self, call: int, prompts: list[list[int]], settings: list[Settings]

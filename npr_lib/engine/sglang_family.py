@@ -22,6 +22,7 @@ import torch
 
 from npr_lib.engine.branch import Branch, Response
 from npr_lib.engine.branch import Run as Stretch
+from npr_lib.engine.sampling import hash_ids
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -98,8 +99,8 @@ class Family:
         self.runs: dict[tuple[Branch, int], Run] = {}
         self.locks: list[tuple[object, object]] = []  # on the prefix cache: (node, receipt)
         self.admitted = False
-        self.carriers = 0  # ever started
         self.error: str | None = None
+        self.digest = hash_ids(response.prompt_ids)
         tags = response.grammar.tags if response.grammar.mode == "parallel" else None
         self._ends = {tags.step_end, tags.guideline_end} if tags else set()
         self._counts: dict[int, int] = {}  # tokens known at each position after the prompt

@@ -18,6 +18,7 @@ import torch
 SUPPORTED = ("0.5.21",)
 SWITCH = "NPR_SGLANG"
 _ROOT = "sglang.srt."
+_WORTH_WAITING = 32  # tokens of a prompt that the batch before will have cached
 
 
 def register() -> None:
@@ -97,11 +98,12 @@ def _scheduler_made(result: None, scheduler: object, *args: object, **options: o
 
 
 def _add_to_queue(original: Callable, scheduler: object, req: object, *args: Any, **kw: Any):
-    families = _STATE["families"]
-    asked = families.wants(req)
+    from npr_lib.engine.sglang_request import asked_for
+
+    asked = asked_for(req)
     if asked is None or req.to_finish is not None or req.finished():
         return original(scheduler, req, *args, **kw)
-    return families.submit(req, asked)
+    return _STATE["families"].submit(req, asked)
 
 
 def _abort(scheduler: object, request: object) -> None:
@@ -191,13 +193,15 @@ def _add_request(original: Callable, adder: Any, req: Any, *args: Any, **kw: Any
     run = getattr(req, "npr_run", None)
     if run is None:
         return original(adder, req, *args, **kw)
-    family, admitted = run.family, run.family.admitted
-    need = len(req.full_untruncated_fill_ids) - len(req.prefix_indices) + 1
-    if admitted and need > adder.cur_rem_tokens:
+    family, admitted, families = run.family, run.family.admitted, _STATE["families"]
+    new = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+    if admitted and new + 1 > adder.cur_rem_tokens:
         return AddReqResult.OTHER
-    expected = _STATE["families"].expected(family)
+    expected = families.expected(family)
     if not admitted and expected - len(req.prefix_indices) > adder.rem_total_tokens:
         return AddReqResult.NO_TOKEN
+    if not run.before and new > _WORTH_WAITING and families.repeated(family, adder.can_run_list):
+        return AddReqResult.OTHER
     _STATE["adding"] = True
     try:
         result = original(adder, req, *args, **kw)

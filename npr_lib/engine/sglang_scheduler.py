@@ -6,7 +6,6 @@ same tokens and so take the same decisions). The hooks of sglang_plugin.py call 
 
 from __future__ import annotations
 
-import logging
 from array import array
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -14,32 +13,20 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
-from sglang.srt.managers.schedule_batch import (
-    FINISH_ABORT,
-    FINISH_LENGTH,
-    FINISH_MATCHED_STR,
-    FINISH_MATCHED_TOKEN,
-    Req,
-)
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_MATCHED_TOKEN, Req
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget
-from sglang.srt.sampling.sampling_params import TOP_K_ALL
-from sglang.srt.sampling.sampling_params import SamplingParams as PlainParams
+from sglang.srt.sampling.sampling_params import SamplingParams
 
-from npr_lib.engine.api import EngineConfig, EngineStats, Preempt
-from npr_lib.engine.branch import Call, Grammar, Response
+from npr_lib.engine.api import Preempt
 from npr_lib.engine.forward import choose
 from npr_lib.engine.record import trajectory as record
 from npr_lib.engine.sglang_family import Family, Run
-from npr_lib.engine.sglang_wire import KEY, Settings, events_to_wire, to_wire, unpack
-from npr_lib.tokenizer import TagIds
-from npr_lib.trajectory import Trajectory
+from npr_lib.engine.sglang_request import answer, fail, family_of, tell
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
-
-logger = logging.getLogger(__name__)
 
 
 def run_of(req: Req) -> Run | None:
@@ -60,20 +47,12 @@ class Families:
 
     # --- requests come and go
 
-    def wants(self, req: Req) -> object | None:
-        """What a client's request asks of NPR; None for an ordinary one."""
-        custom = req.sampling_params.custom_params
-        asked = custom.get(KEY) if isinstance(custom, dict) else None
-        # SGLang warms its prefix cache for n > 1 by a request for 0 tokens: an ordinary one.
-        return asked if req.sampling_params.max_new_tokens or asked is None else None
-
     def submit(self, client: Req, asked: object) -> None:
         """Begin a family; a request that can't be served is answered with an error."""
         try:
-            settings = unpack(asked, self._defaults(client))
-            family = self._family(client, settings)
+            family = family_of(client, asked, self.scheduler)
         except ValueError as error:
-            return self._fail(client, str(error), HTTPStatus.BAD_REQUEST)
+            return fail(client, str(error), HTTPStatus.BAD_REQUEST, self.scheduler)
         self.families.append(family)
         self._start(family)
         return None
@@ -83,7 +62,7 @@ class Families:
         for family in list(self.families):
             if everything or family.client.rid.startswith(rid):
                 self._drop(family)
-                self._fail(family.client, "Aborted", None)
+                fail(family.client, "Aborted", None, self.scheduler)
 
     # --- around a forward pass
 
@@ -111,12 +90,16 @@ class Families:
     def draw(self, reqs: Sequence[Req], logits: torch.Tensor) -> list[tuple[int, int]]:
         """Draw a token for every carrier that needs one: (row, token id). logits [R, V], raw."""
         rows, turns = [], []
+        finite = logits.amax(dim=-1).isfinite().tolist()
         for row, req in enumerate(reqs):
             run = run_of(req)
             if run is None or run.complete or req.finished() or req.inflight_middle_chunks > 0:
                 continue
             if run.family.exhausted(run):
                 run.stopped = True
+                continue
+            if not finite[row]:
+                run.family.error = "the model's logits are not finite: its weights have diverged"
                 continue
             rows.append(row)
             turns.append((run.family, run.family.ahead[run.branch]))
@@ -133,7 +116,7 @@ class Families:
         if family not in self.touched:
             self.touched.append(family)
         token = req.output_ids[-1]
-        if run.stopped:
+        if run.stopped or family.error:
             stop = True
         else:
             values = self.drawn.pop(run, [float("nan")] * 3)
@@ -146,7 +129,13 @@ class Families:
         """Act on the tokens of a batch: forks, joins, ends."""
         touched, self.touched = self.touched, []
         for family in touched:
-            if family in self.families:
+            if family not in self.families:
+                continue
+            if family.error:
+                self._drop(family)
+                status = HTTPStatus.INTERNAL_SERVER_ERROR
+                fail(family.client, family.error, status, self.scheduler)
+            else:
                 self._advance(family)
 
     # --- accounting
@@ -181,6 +170,11 @@ class Families:
             "families": len(self.families),
             "context": context,
         }
+
+    def repeated(self, family: Family, batch: Sequence[Req]) -> bool:
+        """Whether a batch is about to prefill the same prompt: one batch later it is cached."""
+        runs = [run_of(req) for req in batch]
+        return any(run and not run.before and run.family.digest == family.digest for run in runs)
 
     # --- when the pool runs dry
 
@@ -231,55 +225,6 @@ class Families:
 
     # --- the inside
 
-    def _defaults(self, client: Req) -> dict[str, object]:
-        plain = client.sampling_params
-        greedy = plain.top_k == 1
-        config = EngineConfig()
-        return {
-            "max_tokens": plain.max_new_tokens,
-            "temperature": 0.0 if greedy else plain.temperature,
-            "top_p": plain.top_p,
-            "top_k": 0 if greedy or plain.top_k >= TOP_K_ALL else plain.top_k,
-            "seed": plain.sampling_seed or 0,
-            "stop": plain.stop_strs if isinstance(plain.stop_strs, list) else (),
-            "max_branches": config.max_branches,
-            "max_depth": config.max_depth,
-        }
-
-    def _family(self, client: Req, settings: Settings) -> Family:
-        scheduler = self.scheduler
-        prompt = list(client.origin_input_ids)
-        config = EngineConfig(max_branches=settings.max_branches, max_depth=settings.max_depth)
-        tags = TagIds.from_tokenizer(scheduler.tokenizer) if settings.mode == "parallel" else None
-        model = scheduler.model_config
-        eos = {scheduler.tokenizer.eos_token_id, *(model.hf_eos_token_id or ())} - {None}
-        context = model.hf_text_config.max_position_embeddings
-        grammar = Grammar(scheduler.tokenizer, tags, frozenset(eos), config, settings.mode, context)
-        call = Call(0, EngineStats(), [] if settings.events else None)
-        response = Response(
-            prompt, settings.params, grammar, settings.key, call, forced=settings.forced
-        )
-        if settings.prefix:
-            response.restore(settings.prefix)
-        family = Family(response, client, scheduler.forward_ct)
-        pool = scheduler.max_total_num_tokens
-        if family.need > pool:
-            raise ValueError(
-                f"a prompt of {len(prompt)} tokens and max_tokens = {settings.params.max_tokens} "
-                f"need {family.need} slots, the pool has {pool}: raise --max-total-tokens or "
-                "lower max_tokens"
-            )
-        width = scheduler.req_to_token_pool.req_to_token.shape[1]
-        if family.need >= width:
-            raise ValueError(
-                f"a prompt of {len(prompt)} tokens and max_tokens = {settings.params.max_tokens} "
-                f"need a context of {family.need}, this server's is {width}: raise "
-                "--context-length or lower max_tokens"
-            )
-        if client.return_logprob and client.logprob_start_len < len(prompt):
-            raise ValueError("logprobs of prompt tokens are not supported together with NPR")
-        return family
-
     def _start(self, family: Family, resumed: bool = False) -> None:
         """Carriers for all runs that can begin; they go before requests that have not begun."""
         queue = self.scheduler.waiting_queue
@@ -299,7 +244,7 @@ class Families:
 
     def _carrier(self, family: Family, run: Run) -> Req:
         client = family.client
-        params = PlainParams(max_new_tokens=1)
+        params = SamplingParams(max_new_tokens=1)
         params.normalize(self.scheduler.tokenizer)
         req = Req(
             f"npr-{next(self._names)}-{client.rid}",
@@ -329,6 +274,10 @@ class Families:
             raise AssertionError(f"a run of {len(run.tokens)} tokens has {end - start} slots")
         run.slots = row[start:end].to(torch.int64, copy=True)
         run.own = row[owned:end].to(torch.int64, copy=True)
+        if not run.before:
+            run.family.client.cached_tokens = max(
+                run.family.client.cached_tokens, req.cached_tokens
+            )
         if owned and not run.before:
             cache = self.scheduler.tree_cache
             receipt = cache.inc_lock_ref(req.last_node).to_dec_params()
@@ -348,7 +297,7 @@ class Families:
         family.stamp()
         trajectory = record(family.response)
         self._drop(family)
-        self._answer(family, trajectory)
+        answer(family, trajectory, self.scheduler)
         return None
 
     def _drop(self, family: Family) -> None:
@@ -390,44 +339,5 @@ class Families:
         ids = family.settled()
         if ids:
             family.client.output_ids.extend(ids)
-            self._tell(family, {})
+            tell(family, {})
             self.scheduler.output_streamer.stream_output([family.client], False)
-
-    def _tell(self, family: Family, entry: dict[str, object]) -> None:
-        """Put an entry, with the events since the last one, at the client's last token."""
-        client, events = family.client, family.response.call.events
-        if events:
-            entry["events"] = events_to_wire(events)
-            events.clear()
-        entries = (client.customized_info or {KEY: []})[KEY]
-        entries += [None] * (len(client.output_ids) - len(entries) - 1) + [entry or None]
-        client.customized_info = {KEY: entries}
-
-    def _answer(self, family: Family, trajectory: Trajectory) -> None:
-        """Send the client its response, or what is left of it."""
-        client, ids = family.client, trajectory.completion_ids
-        client.output_ids = array("q", ids)
-        reasons = {
-            "stop": FINISH_MATCHED_TOKEN(matched=ids[-1]),
-            "length": FINISH_LENGTH(length=len(ids)),
-        }
-        other = FINISH_MATCHED_STR(matched=trajectory.violation or trajectory.finish_reason)
-        client.finished_reason = reasons.get(trajectory.finish_reason, other)
-        self._tell(family, {"trajectory": to_wire(trajectory)})
-        if client.return_logprob:
-            values = [None if value != value else value for value in trajectory.logprobs]
-            client.logprob.output_token_logprobs_val = values
-            client.logprob.output_token_logprobs_idx = list(ids)
-            client.logprob.output_top_logprobs_val = [None] * len(ids)
-            client.logprob.output_top_logprobs_idx = [None] * len(ids)
-            client.logprob.output_token_ids_logprobs_val = [None] * len(ids)
-            client.logprob.output_token_ids_logprobs_idx = [None] * len(ids)
-        client.time_stats.set_completion_time()
-        self.scheduler.output_streamer.stream_output([client], client.return_logprob)
-
-    def _fail(self, client: Req, message: str, status: HTTPStatus | None) -> None:
-        """Answer a request with an error."""
-        client.finished_reason = FINISH_ABORT(message, status)
-        client.output_ids = array("q", [])
-        client.return_logprob = False
-        self.scheduler.output_streamer.stream_output([client], False)
