@@ -26,6 +26,10 @@ def register() -> None:
     logs what a plugin raises otherwise."""
     if os.environ.get(SWITCH) != "1":
         return
+    if os.environ.get("SGLANG_RUST_SERVER", "0") not in ("", "0", "false"):
+        raise SystemExit(
+            "NPR on SGLang: its Rust server is not supported, unset SGLANG_RUST_SERVER"
+        )
     installed = version("sglang")
     if installed not in SUPPORTED:
         raise SystemExit(

@@ -244,7 +244,8 @@ class Families:
 
     def _carrier(self, family: Family, run: Run) -> Req:
         client = family.client
-        params = SamplingParams(max_new_tokens=1)
+        # Greedy to SGLang, which has its tokens from `draw`: its own greedy batches stay greedy.
+        params = SamplingParams(max_new_tokens=1, temperature=0)
         params.normalize(self.scheduler.tokenizer)
         req = Req(
             f"npr-{next(self._names)}-{client.rid}",
