@@ -166,3 +166,20 @@ def test_sft_goes_on_exactly(tmp_path, monkeypatch, start):
     assert (tmp_path / "parts" / "npr_beta" / "checkpoint-8").exists()
     sft.train(profile, tmp_path / "parts", start, 0)
     assert_same(tmp_path / "whole" / "npr_beta", tmp_path / "parts" / "npr_beta")
+
+
+def test_tensorboard_gets_what_the_log_has(tmp_path, start):
+    """Any reporter of TRL's `report_to` does; this one writes files that can be read back."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = ["npr.grpo.max_steps=2", "npr.grpo.report_to=tensorboard"]
+    folder = papo.train(load_profile("smoke", options), tmp_path, start, 0)
+    (events,) = folder.rglob("events.out.tfevents.*")
+    board = EventAccumulator(str(events)).Reload()
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for name in ("reward", "kept_share", "blocks", "span", "grad_norm", "entropy/tags"):
+        written = {e.step: e.value for e in board.Scalars(f"train/{name}")}
+        assert written == pytest.approx({row["step"]: row[name] for row in log if name in row})
+    assert [e.value for e in board.Scalars("eval/reward")] == pytest.approx(
+        [row["eval_reward"] for row in log if "eval_reward" in row]
+    )
