@@ -183,3 +183,16 @@ def test_tensorboard_gets_what_the_log_has(tmp_path, start):
     assert [e.value for e in board.Scalars("eval/reward")] == pytest.approx(
         [row["eval_reward"] for row in log if "eval_reward" in row]
     )
+
+
+def test_the_baseline_gets_the_same_problems_in_the_same_order(tmp_path, start):
+    profile = load_profile("smoke", STEPS)
+    for mode in ("parallel", "sequential"):
+        papo.train(profile, tmp_path, start, 0, mode)
+    npr, sr = (pd.read_parquet(tmp_path / "rollouts" / f"{n}.parquet") for n in ("npr", "sr"))
+    assert npr["problem_id"].tolist() == sr["problem_id"].tolist()
+    assert npr["step"].tolist() == sr["step"].tolist()
+    assert set(npr["mode"]) == {"parallel"} and set(sr["mode"]) == {"sequential"}
+    logs = [read(tmp_path / name)[0] for name in ("npr", "sr")]
+    rates = [[row["learning_rate"] for row in log if "learning_rate" in row] for log in logs]
+    assert len(rates[0]) == 6 and rates[0] == rates[1]
