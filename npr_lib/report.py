@@ -125,6 +125,35 @@ def differences(frames: Mapping[str, pd.DataFrame]) -> dict[str, Estimate]:
     return found
 
 
+CHANGES = {
+    ("seed", "npr_zero"): "stage 1: NPR-Zero − seed",
+    ("npr_zero", "npr_beta"): "stage 2: NPR-Beta − NPR-Zero",
+    ("npr_beta", "npr"): "stage 3: NPR − NPR-Beta",
+    ("sr_beta", "sr"): "stage 3, sequential: SR − SR-Beta",
+    ("sr", "npr"): "parallel against sequential: NPR − SR",
+}
+
+
+def changes(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What each stage changed: paired differences on the same problems, `CHANGES` as rows."""
+    columns = {
+        "accuracy, T = 1 (points)": ("avg", False, 100, 1),
+        "accuracy, greedy (points)": ("avg", True, 100, 1),
+        "format pass, T = 1 (points)": ("valid", False, 100, 1),
+        "work, T = 1 (tokens)": ("work", False, 1, 1),
+        "span, T = 1 (tokens)": ("span", False, 1, 1),
+    }
+    table = pd.DataFrame(index=pd.Index(CHANGES.values()))
+    for title, (metric, greedy, scale, digits) in columns.items():
+        cells = []
+        for pair in CHANGES:
+            sides = [frames[NAMES[name]] for name in pair]
+            sides = [frame[(frame["temperature"] == 0) == greedy] for frame in sides]
+            cells.append(interval_text(paired_difference(*sides, metric), scale, digits))
+        table[title] = cells
+    return table
+
+
 def headline(ladder: pd.DataFrame) -> pd.DataFrame:
     """The report's first table: a row a checkpoint, cells `67.7 [64.1, 71.2]`.
 

@@ -205,6 +205,28 @@ def test_paired_difference_covers_the_truth() -> None:
     assert 0.88 < np.mean(covered) <= 1
 
 
+def test_pooled_difference_over_runs_covers_the_truth() -> None:
+    """A gain that differs by run (0.2 +- 0.1): the interval covers it, unlike that of one run."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(60):
+        pairs = []
+        for gain in rng.normal(0.2, 0.1, size=6):
+            rows = [{"problem_id": f"p{i}", "sample": 0} for i in range(80)]
+            before = pd.DataFrame(rows).assign(accuracy=rng.normal(0.4, 0.3, 80))
+            pairs.append((before, before.assign(accuracy=before.accuracy + gain)))
+        estimate = metrics.pooled_difference(pairs, resamples=300, seed=trial)
+        means = [(b.accuracy - a.accuracy).mean() for a, b in pairs]
+        assert estimate.value == pytest.approx(np.mean(means))
+        covered += estimate.low <= 0.2 <= estimate.high
+    assert 0.75 * 60 <= covered <= 60  # six runs: the percentile interval is a little short
+    other = pairs[0][1].assign(problem_id=lambda d: "q" + d.problem_id)
+    with pytest.raises(ValueError, match="different problems"):
+        metrics.pooled_difference([(pairs[0][0], other)])
+    with pytest.raises(ValueError, match="no runs"):
+        metrics.pooled_difference([])
+
+
 def test_paired_difference_of_a_checkpoint_with_itself_is_exactly_zero() -> None:
     df = rollouts({"p": "rrww", "q": "rwww"})
     shuffled = df.sample(frac=1, random_state=0)

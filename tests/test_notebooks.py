@@ -9,10 +9,12 @@ import subprocess
 import sys
 
 import nbformat
+import pandas as pd
 import pytest
 from pages import is_local, sources
 
-from npr_lib import WorkbenchError, pipeline, report_html, stages
+from npr_lib import WorkbenchError, notebook, parts, pipeline, report_html, stages
+from npr_lib.problems import split_of
 
 FOLDER = stages.REPOSITORY / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -20,8 +22,8 @@ PARAMETERS = {"profile": "tiny", "run_dir": None, "input_checkpoint": None, "see
 
 
 def cells(path, kind="code"):
-    notebook = nbformat.read(path, as_version=4)
-    return [cell for cell in notebook.cells if cell.cell_type == kind]
+    document = nbformat.read(path, as_version=4)
+    return [cell for cell in document.cells if cell.cell_type == kind]
 
 
 def code(path):
@@ -35,10 +37,10 @@ def test_every_stage_has_its_notebook():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_notebook(path):
-    notebook = nbformat.read(path, as_version=4)
-    nbformat.validate(notebook)
-    assert notebook.metadata.kernelspec.name == "python3"
-    ids = [cell.id for cell in notebook.cells]
+    document = nbformat.read(path, as_version=4)
+    nbformat.validate(document)
+    assert document.metadata.kernelspec.name == "python3"
+    ids = [cell.id for cell in document.cells]
     assert len(set(ids)) == len(ids)
     for cell in cells(path):
         assert cell.outputs == [] and cell.execution_count is None, "clear the outputs"
@@ -88,7 +90,8 @@ def test_missing_input_names_the_command(path, tmp_path):
     names |= {"profile": str(tmp_path / "own.yaml"), "run_dir": str(tmp_path / "run")}
     with pytest.raises(stages.MissingInputError, match="papermill notebooks/") as caught:
         exec(begin.source, names)
-    stage = next(stage for stage in stages.STAGES if stage.name == path.stem)
+    table = (*stages.STAGES, *stages.ON_REQUEST)
+    stage = next(stage for stage in table if stage.name == path.stem)
     assert f"{tmp_path / 'run' / stage.inputs[0]} does not exist" in str(caught.value)
 
 
@@ -134,6 +137,42 @@ def test_smoke_report_is_whole_and_local(smoke):
     page = (run_dir / "html" / "90_report.html").read_text()
     assert page.count("Reasoning graph") >= 3 and page.count("Attention mask") >= 1
     assert page.count('class="npr-trajectory') >= 3
+
+
+def test_no_part_of_a_test_problem_was_ever_trained_on(smoke):
+    """Down to the resolved sub-expressions, in every table of responses that was trained on."""
+    _, run_dir, _ = smoke
+
+    def splits(path):
+        problems = pd.read_parquet(path)["problem"].unique()
+        found = [parts.resolve(parts.read(problem)).values() for problem in problems]
+        assert found
+        return {split_of(text) for texts in found for text in texts}
+
+    rollouts = run_dir / "rollouts"
+    for path in (run_dir / "rejection.parquet", *(rollouts.glob("[!e]*.parquet"))):
+        assert splits(path) == {"train"}, path
+    evaluated = sorted(rollouts.glob("eval_*.parquet"))
+    assert len(evaluated) == 6
+    for path in evaluated:
+        assert splits(path) == {"test"}, path
+
+
+def test_the_ablations_run_on_the_smoke_run(smoke, tmp_path):
+    """Notebook 12 on one replicate and two ablations; a second call trains nothing."""
+    _, run_dir, _ = smoke
+    source, target = FOLDER / "12_ablations.ipynb", tmp_path / "12_ablations.ipynb"
+    parameters = {"profile": "smoke", "run_dir": str(run_dir), "out": str(tmp_path / "variants")}
+    parameters |= {"seeds": [0], "replicates": [0], "names": ["PAPO", "invalid: filter"]}
+    with notebook.kernel(tmp_path / ".jupyter", tmp_path / "events"):
+        notebook.execute(source, target, parameters, stages.REPOSITORY, "ablations")
+    table = json.loads((tmp_path / "variants" / "ablations.json").read_text())["Ablations"]
+    assert table["index"] == ["PAPO", "invalid: filter"]
+    assert {p.name for p in (tmp_path / "variants").iterdir() if p.is_dir()} == {
+        "PAPO",
+        "invalid_filter",
+        "replicate",
+    }
 
 
 def test_smoke_run_is_not_run_again(smoke):

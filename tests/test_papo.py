@@ -160,6 +160,8 @@ REWARDS = [1.0, -1, -1, 1, -1, -1, -1, 0.5, 1, 1, 0, -1]
         (SPLITS[1], True, "group", False),
         (SPLITS[1], True, "none", False),
         (SPLITS[1], True, "batch", True),
+        (SPLITS[0], "flat", "batch", False),
+        (SPLITS[1], "flat", "batch", False),
     ],
 )
 def test_gradient_is_reinforce_on_sampled_tokens(
@@ -167,6 +169,8 @@ def test_gradient_is_reinforce_on_sampled_tokens(
 ):
     """Whole batch or accumulated micro-batches, with and without filtered responses."""
     rewards = [NAN if filtered and i in (6, 10) else r for i, r in enumerate(REWARDS)]
+    if filtered == "flat":  # a group of equal rewards: rows that need no backward pass
+        rewards[:4] = [1.0] * 4
     settings = {"engine_tokens": engine_tokens}
     trainer = make_trainer(
         tmp_path, monkeypatch, rewards, settings=settings, scale_rewards=scale, **split

@@ -166,3 +166,33 @@ def test_sft_goes_on_exactly(tmp_path, monkeypatch, start):
     assert (tmp_path / "parts" / "npr_beta" / "checkpoint-8").exists()
     sft.train(profile, tmp_path / "parts", start, 0)
     assert_same(tmp_path / "whole" / "npr_beta", tmp_path / "parts" / "npr_beta")
+
+
+def test_tensorboard_gets_what_the_log_has(tmp_path, start):
+    """Any reporter of TRL's `report_to` does; this one writes files that can be read back."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = ["npr.grpo.max_steps=2", "npr.grpo.report_to=tensorboard"]
+    folder = papo.train(load_profile("smoke", options), tmp_path, start, 0)
+    (events,) = folder.rglob("events.out.tfevents.*")
+    board = EventAccumulator(str(events)).Reload()
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for name in ("reward", "kept_share", "blocks", "span", "grad_norm", "entropy/tags"):
+        written = {e.step: e.value for e in board.Scalars(f"train/{name}")}
+        assert written == pytest.approx({row["step"]: row[name] for row in log if name in row})
+    assert [e.value for e in board.Scalars("eval/reward")] == pytest.approx(
+        [row["eval_reward"] for row in log if "eval_reward" in row]
+    )
+
+
+def test_the_baseline_gets_the_same_problems_in_the_same_order(tmp_path, start):
+    profile = load_profile("smoke", STEPS)
+    for mode in ("parallel", "sequential"):
+        papo.train(profile, tmp_path, start, 0, mode)
+    npr, sr = (pd.read_parquet(tmp_path / "rollouts" / f"{n}.parquet") for n in ("npr", "sr"))
+    assert npr["problem_id"].tolist() == sr["problem_id"].tolist()
+    assert npr["step"].tolist() == sr["step"].tolist()
+    assert set(npr["mode"]) == {"parallel"} and set(sr["mode"]) == {"sequential"}
+    logs = [read(tmp_path / name)[0] for name in ("npr", "sr")]
+    rates = [[row["learning_rate"] for row in log if "learning_rate" in row] for log in logs]
+    assert len(rates[0]) == 6 and rates[0] == rates[1]

@@ -229,9 +229,19 @@ def test_stage_rewards() -> None:
     assert stage1_reward(0.0, 1.0) == 1
     assert stage1_reward(0.0, -1.0) == -1
     for invalid in ("filter", "penalize"):
-        assert stage3_reward(0.0, 1.0, invalid) == 1
+        assert stage3_reward(0.0, 1.0, invalid=invalid) == 1
         assert stage3_reward(0.0, -1.0, invalid=invalid) == -1
-    assert math.isnan(stage3_reward(-0.2, 1.0, "filter"))
-    assert stage3_reward(-0.2, 1.0, "penalize") == -1
+    assert math.isnan(stage3_reward(-0.2, 1.0, invalid="filter"))
+    assert stage3_reward(-0.2, 1.0, invalid="penalize") == -1
     with pytest.raises(ValueError, match="invalid must be"):
-        stage3_reward(0.0, 1.0, "ignore")
+        stage3_reward(0.0, 1.0, invalid="ignore")
+
+
+def test_the_span_bonus_is_for_right_answers_with_a_short_span() -> None:
+    """r = r_a (1 + rho (1 - span/work)) where r_a > 0; rho = 0.5, span 60 of 100 tokens."""
+    bonus = {"invalid": "penalize", "span_bonus": 0.5}
+    assert stage3_reward(0.0, 1.0, 0.6, **bonus) == pytest.approx(1.2)
+    assert stage3_reward(0.0, 1.0, 1.0, **bonus) == 1
+    assert stage3_reward(0.0, -1.0, 0.6, **bonus) == -1
+    assert stage3_reward(-0.2, 1.0, 0.6, **bonus) == -1
+    assert stage3_reward(0.0, 1.0, 0.6, invalid="penalize") == 1

@@ -54,7 +54,32 @@ def figures_of(frames: dict[str, pd.DataFrame], name: str) -> dict[str, go.Figur
         "speed": viz.speed({name: 1.3, "batch 8": 0.9}, 1.6),
         "lengths": viz.lengths(frames),
         "branches": viz.branches(frames),
+        "adaptivity": viz.adaptivity({key: divided() for key in frames}),
     }
+
+
+def divided() -> pd.DataFrame:
+    """Two problems: three independent parts, and a chain of two beside an independent one."""
+    wide, deep = (3, 3), (2, 2)
+    rows = [
+        dict(problem_id="a", independent=3, depth=1, blocks=(wide,)),
+        dict(problem_id="a", independent=3, depth=1, blocks=((3, 1), (2, 2))),
+        dict(problem_id="b", independent=2, depth=2, blocks=(deep, (1, 1))),
+        dict(problem_id="b", independent=2, depth=2, blocks=()),
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_adaptivity_shows_first_blocks_and_depths() -> None:
+    figure = viz.adaptivity({"before": divided(), "after": divided()})
+    width, depth = (
+        [trace for trace in figure.data if trace.name == "after" and trace.xaxis == axis]
+        for axis in ("x", "x2")
+    )
+    assert [t.y.tolist() for t in (*width, *depth)] == [[1.0, 2.0], [1.5, 1.0]]
+    assert [t.x.round().tolist() for t in (*width, *depth)] == [[2, 3], [1, 2]]
+    guides = [trace for trace in figure.data if trace.line.dash == "dot"]
+    assert [(tuple(g.x), tuple(g.y)) for g in guides] == [((2, 3), (2, 3)), ((1, 2), (1, 2))]
 
 
 def test_figures_fetch_nothing_and_show_hostile_text_as_text(frames) -> None:

@@ -266,10 +266,13 @@ class RolloutTrainer(GRPOTrainer):
         entropies_BT = torch.zeros_like(logprobs_BT)
         prompt_width = input_ids.shape[1] - logits_to_keep
         size = math.ceil((batch_size or len(input_ids)) / CHUNKS)
-        for rows in (layout.end - layout.start).argsort(stable=True).split(size):
+        silent = self._silent(len(input_ids))
+        order = ((layout.end - layout.start) + silent * input_ids.shape[1]).argsort(stable=True)
+        for i, rows in enumerate(order.split(size)):
             left, right = int(layout.start[rows].min()), int(layout.end[rows].max())
             part = layout.crop(rows, left, right)
-            with self.accelerator.autocast():
+            learns = torch.is_grad_enabled() and not (i and silent[rows].all())
+            with self.accelerator.autocast(), torch.set_grad_enabled(learns):
                 output = model(
                     input_ids=input_ids[rows, left:right],
                     attention_mask=attention_mask[rows, left:right],
@@ -288,6 +291,19 @@ class RolloutTrainer(GRPOTrainer):
                 entropies_BT.detach(), input_ids[:, prompt_width:], tensors["engine_logprobs"]
             )
         return logprobs_BT, entropies_BT, None
+
+    def _silent(self, rows: int) -> torch.Tensor:
+        """bool [rows]: advantage 0, so no gradient, and no backward pass is needed.
+
+        Only in one process: ranks that skip different parts would wait for each other.
+        """
+        if (
+            self._inputs is None
+            or self._entropy_bonus_enabled
+            or self.accelerator.num_processes > 1
+        ):
+            return torch.zeros(rows, dtype=torch.bool, device=self.accelerator.device)
+        return self._inputs["advantages"] == 0
 
     def _log_entropies(
         self, entropies_BT: torch.Tensor, ids_BT: torch.Tensor, engine_BT: torch.Tensor

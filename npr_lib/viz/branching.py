@@ -74,7 +74,7 @@ def _points(frame: pd.DataFrame, x: str, name: str, series: int, shift: float) -
         },
         mode="lines+markers",
         name=theme.escape(name),
-        legendgroup=name,
+        legendgroup=theme.escape(name),
         line={"color": color, "width": 1.6},
         marker={"size": 9, "symbol": SYMBOLS[series % len(SYMBOLS)], "color": color},
         hovertext=[

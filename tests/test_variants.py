@@ -1,0 +1,118 @@
+"""Variants of stages 2 and 3: what they share with their run, what is repeated, their tables."""
+
+import random
+import shutil
+
+import pandas as pd
+import pytest
+from oracles import random_model
+
+from npr_lib import WorkbenchError, variants
+from npr_lib.profile import load_profile, save_profile
+from npr_lib.tokenizer import tiny_tokenizer
+from npr_lib.train.checkpoints import checkpoint_mode
+from npr_lib.variants import ABLATIONS, Variant, run_variant
+
+RESPONSE = (
+    "<guideline><plan>1:A</plan><plan>2:B</plan></guideline><step>1:x</step><step>2:y</step>"
+    "<takeaway>z</takeaway>\\boxed{7}"
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """What a finished run leaves to its variants, at the smallest size."""
+    folder, tokenizer = tmp_path_factory.mktemp("run"), tiny_tokenizer()
+    for name in ("seed", "npr_zero", "npr_beta", "sr_beta"):
+        random_model(random.Random(name), tokenizer).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    for name, mode in (("npr_beta", "parallel"), ("sr_beta", "sequential")):
+        (folder / name / "npr.json").write_text(f'{{"mode": "{mode}"}}')
+    rows = [{"prompt_ids": tokenizer.encode("A=1;"), "text": RESPONSE} for _ in range(8)]
+    pd.DataFrame(rows).to_parquet(folder / "rejection.parquet")
+    profile = load_profile("smoke", ["npr.grpo.max_steps=1", "sft.trl.max_steps=1"])
+    save_profile(profile, folder / "profile.yaml")
+    return folder
+
+
+def test_a_variant_trains_what_it_changes_and_nothing_twice(base, tmp_path, monkeypatch):
+    calls = []
+    for name in ("sft", "papo", "rejection"):
+        module = getattr(variants, name)
+        inner = module.collect if name == "rejection" else module.train
+        attribute = "collect" if name == "rejection" else "train"
+        monkeypatch.setattr(
+            module,
+            attribute,
+            lambda *args, name=name, inner=inner: calls.append((name, *args[2:])) or inner(*args),
+        )
+    frames = run_variant(Variant("PAPO"), base, tmp_path, 3)
+    folder = tmp_path / "PAPO" / "seed3"
+    assert calls == [("papo", folder / "npr_beta", 3, "parallel")]
+    assert list(frames) == ["npr_beta", "npr"]
+    assert set(frames["npr"]["problem_id"]) == set(frames["npr_beta"]["problem_id"])
+    assert checkpoint_mode(folder / "npr") == "parallel"
+    again = run_variant(Variant("PAPO"), base, tmp_path, 3)
+    assert len(calls) == 1 and again["npr"]["text"].tolist() == frames["npr"]["text"].tolist()
+    warm = Variant("warm-up: half", ("sft.trl.max_steps=2",), first="sft", baseline=True)
+    assert list(run_variant(warm, base, tmp_path, 0)) == ["npr_beta", "npr", "sr_beta", "sr"]
+    folder = tmp_path / "warm-up_half" / "seed0"
+    assert calls[1:] == [
+        ("sft", base / "seed", 0, "parallel"),
+        ("papo", folder / "npr_beta", 0, "parallel"),
+        ("sft", base / "seed", 0, "sequential"),
+        ("papo", folder / "sr_beta", 0, "sequential"),
+    ]
+    assert not (folder / "rollouts" / "eval_npr.parquet").exists(), "the test split was looked at"
+
+
+def test_a_variant_with_other_settings_is_not_the_same(base, tmp_path):
+    one = run_variant(Variant("x"), base, tmp_path, 0)
+    other = run_variant(Variant("x", ("evaluation.samples=3",)), base, tmp_path, 0)
+    assert 3 * len(other["npr"]) == 4 * len(one["npr"])  # with the greedy one
+
+
+def test_a_run_without_stage_2_is_refused(base, tmp_path):
+    shutil.copytree(base, tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "npr_beta")
+    with pytest.raises(WorkbenchError, match="has no NPR-Beta; make one with"):
+        run_variant(Variant("x"), tmp_path / "half", tmp_path, 0)
+
+
+def test_every_ablation_changes_one_setting_that_exists():
+    names = [variant.name for variant in ABLATIONS]
+    assert len(set(names)) == len(names)
+    assert ABLATIONS[0] == Variant(names[0])
+    for variant in ABLATIONS[1:]:
+        load_profile("tiny", variant.overrides)
+        assert variant != Variant(variant.name)
+
+
+def frame(right, greedy):
+    rows = [
+        dict(problem_id=f"p{i}", sample=s, temperature=t, accuracy=float(x))
+        for t, column in ((1.0, right), (0.0, greedy))
+        for i, xs in enumerate(column)
+        for s, x in enumerate([xs] if t == 0 else xs)
+    ]
+    return pd.DataFrame(rows).assign(valid=True, num_blocks=1, work=10, span=6)
+
+
+def test_tables_of_seeds_and_differences():
+    low, high = frame([[0, 1], [0, 0]], [0, 0]), frame([[1, 1], [1, 0]], [1, 0])
+    run = {"npr_beta": low, "npr": high, "sr_beta": low, "sr": low}
+    table = variants.replicates_table({0: run, 4: run})
+    assert table.loc["seed 4"].to_dict() == {
+        "NPR-Beta": "25.0 (0.0)",
+        "NPR": "75.0 (50.0)",
+        "SR-Beta": "25.0 (0.0)",
+        "SR": "25.0 (0.0)",
+    }
+    found = variants.pooled_differences([run, run])
+    assert found["NPR − NPR-Beta, T = 1"].value == 0.5
+    assert found["NPR − NPR-Beta, greedy"].value == 0.5
+    assert found["SR − SR-Beta, T = 1"].value == 0
+    table = variants.ablation_table({"PAPO": [{"npr": low}], "other": [{"npr": high}]})
+    assert table.loc["other", "accuracy T = 1 (%)"] == "75.0"
+    assert table.loc["other", "Δ T = 1"].startswith("50.0 [")
+    assert table.loc["PAPO", "Δ greedy"] == "0.0 [0.0, 0.0]"
