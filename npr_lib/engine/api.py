@@ -28,7 +28,9 @@ class EngineConfig:
     max_step_tokens: tokens forwarded in one step at most; a longer prefill takes several steps,
         beside the branches that decode. (One response's branches always advance together.)
     persistent_prefix: keep the KV of prompts from call to call; whoever changes the weights then
-        calls `weights_changed`.
+        calls `weights_changed`. (SGLang always keeps it.)
+    backend: what the RL stages roll out on: torch (the embedded engine), sglang, or the url of a
+        `python -m npr_lib serve`.
     """
 
     num_slots: int = 65_536
@@ -37,13 +39,14 @@ class EngineConfig:
     max_depth: int = 1
     max_step_tokens: int = 4096
     persistent_prefix: bool = False
+    backend: str = "torch"
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            _require(
-                field.name == "persistent_prefix" or value >= 1, field.name, value, "at least 1"
-            )
+            _require(field.type != "int" or value >= 1, field.name, value, "at least 1")
+        known = self.backend in ("torch", "sglang") or "://" in self.backend
+        _require(known, "backend", self.backend, "torch, sglang or a url")
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ def server_arguments(model_path: str, config: EngineConfig) -> dict[str, Any]:
         "page_size": 1,
         "disable_overlap_schedule": True,
         **cpu_arguments(),
+        "chunked_prefill_size": config.max_step_tokens,
     }
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from npr_lib import WorkbenchError
-from npr_lib.engine import EngineConfig, TorchEngine
+from npr_lib.engine import Engine, EngineConfig, SGLangEngine, TorchEngine
 from npr_lib.problems import load_problems
 from npr_lib.train.checkpoints import begin_training, load_checkpoint, save_checkpoint
 from npr_lib.train.logs import log_to
@@ -82,21 +85,50 @@ def run_stage(
             f"{name}: a checkpoint every {every} steps falls into the middle of a rollout batch, "
             f"which makes {updates} steps; validation.every must be a multiple of that"
         )
-    trainer = RolloutTrainer(
-        model,
-        tokenizer,
-        args,
-        TorchEngine(model, tokenizer, EngineConfig(**profile["engine"])),
-        load_problems(profile["problems"], "train", seed),
-        load_problems(profile["problems"], "validation", seed)[: section["validation"]["problems"]],
-        profile["prompt"],
-        settings,
-    )
-    log_to(trainer, folder)
-    trainer.train(resume_from_checkpoint=resume)
+    validation = load_problems(profile["problems"], "validation", seed)
+    with rollout_engine(model, tokenizer, profile["engine"], input_checkpoint) as engine:
+        trainer = RolloutTrainer(
+            model,
+            tokenizer,
+            args,
+            engine,
+            load_problems(profile["problems"], "train", seed),
+            validation[: section["validation"]["problems"]],
+            profile["prompt"],
+            settings,
+        )
+        log_to(trainer, folder)
+        trainer.train(resume_from_checkpoint=resume)
     _gather_rollouts(folder, run_dir)
     save_checkpoint(model, tokenizer, folder, settings.mode)
     return folder
+
+
+@contextmanager
+def rollout_engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Mapping[str, Any],
+    checkpoint: Path,
+) -> Iterator[Engine]:
+    """The engine that a profile's section `engine` names, on the weights of this model.
+
+    checkpoint: the model's folder, from which SGLang starts; it gets the weights from the trainer.
+    """
+    config = EngineConfig(**settings)
+    if config.backend == "torch":
+        yield TorchEngine(model, tokenizer, config)
+        return
+    own: dict[str, Any] = {"model": model, "tokenizer": tokenizer}
+    if config.backend == "sglang":
+        own |= {"model_path": checkpoint, "dtype": str(model.dtype).removeprefix("torch.")}
+    else:
+        own["url"] = config.backend
+    engine = SGLangEngine(config=config, **own)
+    try:
+        yield engine
+    finally:
+        engine.shutdown()
 
 
 def _gather_rollouts(folder: Path, run_dir: Path) -> None:
