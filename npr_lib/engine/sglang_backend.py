@@ -99,14 +99,15 @@ class InProcess:
     ) -> list[dict[str, Any]]:
         """SGLang's answers, one a prompt. Whatever ends the call withdraws what has not ended.
         ValueError for what can't be served, RuntimeError for what went wrong."""
-        from fastapi import HTTPException
-
         names = _names(len(prompts))
         try:
             return self.engine.generate(
                 input_ids=list(prompts), sampling_params=list(sampling), rid=names
             )
-        except HTTPException as error:
+        except Exception as error:
+            if not hasattr(error, "detail"):
+                raise
+            # An internal error comes as an exception of SGLang's web framework.
             raise RuntimeError(error.detail) from error
         finally:
             self._withdraw(names)
