@@ -217,3 +217,31 @@ def test_diverged_weights_end_responses_and_not_the_server(pair):
         engine.follow(None)
     (t,) = engine.generate([[20, 21]], SamplingParams(max_tokens=10))
     check_against_dense(model, t)
+
+
+def test_going_on_from_a_prefix(pair, monkeypatch):
+    """A fork that the prefix holds, one branch of it complete: the others are sampled, with the
+    branch penalty, as the embedded engine samples them."""
+    model, engine = pair
+    written = written_by_policy(model, monkeypatch, 3, CONFIG, {"max_tokens": 300}, n=6, broken=0)
+    checked = 0
+    for t in written:
+        given = engine._forced(t, "parallel")
+        first, second = (given.get(((0, i),), []) for i in range(2))
+        if first[-1:] != [TAGS.step_end] or not second or TAGS.guideline in [*first, *second[:1]]:
+            continue  # a nested block would need its branches too
+        fork = given[()].index(TAGS.guideline_end) + 1
+        prefix = {(): given[()][:fork], ((0, 0),): first, ((0, 1),): second[:1]}
+        params = SamplingParams(max_tokens=120, max_span=60, branch_penalty=1.3, seed=checked)
+        (own,) = TorchEngine(model, TOKENIZER, CONFIG).generate(
+            [t.prompt_ids], params, prefix=prefix
+        )
+        (other,) = engine.generate([t.prompt_ids], params, prefix=prefix)
+        assert other.completion_ids == own.completion_ids
+        assert other.layout == own.layout
+        assert other.sampled == own.sampled
+        assert other.behaviour_logprobs == pytest.approx(
+            own.behaviour_logprobs, abs=1e-4, nan_ok=True
+        )
+        checked += 1
+    assert checked >= 5, "hardly a prefix: the test shows nothing"
