@@ -40,6 +40,7 @@ def cpu_arguments() -> dict[str, Any]:
         "disable_cuda_graph": True,
         "disable_custom_all_reduce": True,
         "mem_fraction_static": 0.3,
+        "sleep_on_idle": True,
         "chunked_prefill_size": -1,
     }
 
