@@ -15,7 +15,7 @@ import pytest
 from sglang_engines import CHECKS, TOKENIZER, model_of_type, written_by_policy
 from test_engine_oracle import check_against_dense
 
-from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine, TorchEngine
+from npr_lib.engine import EngineConfig, Finish, SamplingParams, SGLangEngine, Token, TorchEngine
 from npr_lib.tokenizer import encode
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -88,6 +88,24 @@ def test_the_client_of_a_server_is_an_engine(url, monkeypatch):
     assert engine.report()["num_used"] == 0
     engine.weights_changed()
     assert engine.report()["num_cached"] == 0
+
+
+def test_a_stream_from_a_server(url):
+    engine = SGLangEngine(url=url, config=CONFIG)
+    params = SamplingParams(max_tokens=30, seed=4)
+    expected = engine.generate(["A=1+2", "B"], params, n=2)
+    events = list(engine.stream(["A=1+2", "B"], params, n=2))
+    ended = {e.index: e.trajectory for e in events if isinstance(e, Finish)}
+    assert [ended[i].completion_ids for i in range(4)] == [t.completion_ids for t in expected]
+    told = [e.token for e in events if isinstance(e, Token) and e.index == 0]
+    assert told[: expected[0].work] == expected[0].completion_ids
+    stream = engine.stream(["A=1+2"] * 4, SamplingParams(max_tokens=1500))
+    next(stream)
+    stream.close()
+    deadline = time.monotonic() + 60
+    while engine.report()["families"] and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert engine.report()["families"] == 0
 
 
 def test_weights_through_a_folder(url):

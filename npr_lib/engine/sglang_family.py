@@ -7,8 +7,8 @@ ends, its slots are kept by the run. So a fork shares slots, a join concatenates
 is computed twice. The state machine is the embedded engine's `Response`: it is fed in lock step
 from what the carriers have decoded, which may be ahead of it.
 
-A family whose slots were taken away goes on by starting its runs again in the same
-order, each with the tokens it has: the same prefixes, the same positions, an exact recomputation.
+A family whose slots were taken away goes on by starting its runs again in the same order, each with
+the tokens it has: the same prefixes, the same positions, an exact recomputation.
 """
 
 from __future__ import annotations

@@ -96,8 +96,6 @@ def answer(family: Family, trajectory: Trajectory, scheduler: Scheduler) -> None
 def fail(client: Req, message: str, status: HTTPStatus | None, scheduler: Scheduler) -> None:
     """Answer a request with an error; status None: it was withdrawn."""
     client.finished_reason = FINISH_ABORT(message, status)
-    client.output_ids = array("q", [])
-    client.customized_info = None
     client.return_logprob = False
     scheduler.output_streamer.stream_output([client], False)
 
