@@ -153,6 +153,17 @@ def test_an_openai_client_gets_the_whole_text(url, monkeypatch):
     assert len(chunks) > 5, "the stream came in one piece"
 
 
+def test_samples_of_a_plain_client_differ(url):
+    """n samples, no key of their own, no seed; and the same ones again with a seed."""
+    body = {"model": "default", "prompt": [20, 21], "max_tokens": 20, "n": 3}
+    body["custom_params"] = {"npr": "parallel"}
+    texts = [c["text"] for c in json.loads(post(url + "/v1/completions", body))["choices"]]
+    assert len(set(texts)) == 3
+    seeded = [post(url + "/v1/completions", {**body, "n": 1, "seed": 7}) for _ in range(2)]
+    first, again = (json.loads(answer)["choices"][0]["text"] for answer in seeded)
+    assert first == again
+
+
 def test_ordinary_requests_beside(url):
     body = {"input_ids": encode("A=1", TOKENIZER), "sampling_params": {"max_new_tokens": 5}}
     answer = json.loads(post(url + "/generate", body))

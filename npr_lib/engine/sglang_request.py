@@ -18,6 +18,7 @@ from sglang.srt.sampling.sampling_params import TOP_K_ALL
 
 from npr_lib.engine.api import EngineConfig, EngineStats
 from npr_lib.engine.branch import Call, Grammar, Response
+from npr_lib.engine.sampling import hash_ids, mix
 from npr_lib.engine.sglang_family import Family
 from npr_lib.engine.sglang_wire import KEY, Settings, events_to_wire, to_wire, unpack
 from npr_lib.schema import TAGS
@@ -104,12 +105,18 @@ def _defaults(client: Req) -> dict[str, object]:
     """What a request says in SGLang's own terms."""
     plain, config = client.sampling_params, EngineConfig()
     greedy = plain.top_k == 1
+    if plain.sampling_seed is None:
+        key = hash_ids(
+            list(client.rid.encode())
+        )  # the same on every rank, and no two requests alike
+    else:
+        key = mix(plain.sampling_seed, hash_ids(list(client.origin_input_ids)))
     return {
         "max_tokens": plain.max_new_tokens,
         "temperature": 0.0 if greedy else plain.temperature,
         "top_p": plain.top_p,
         "top_k": 0 if greedy or plain.top_k >= TOP_K_ALL else plain.top_k,
-        "seed": plain.sampling_seed or 0,
+        "key": key,
         "stop": plain.stop_strs or (),
         "max_branches": config.max_branches,
         "max_depth": config.max_depth,

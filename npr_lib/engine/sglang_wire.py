@@ -65,7 +65,7 @@ def pack(settings: Settings) -> dict[str, object]:
 
 
 def unpack(asked: object, defaults: Mapping[str, object]) -> Settings:
-    """The settings of a request that asks for NPR; `defaults` (fields of SamplingParams, and
+    """The settings of a request that asks for NPR; `defaults` (fields of SamplingParams, key,
     max_branches, max_depth) stand for what it leaves out. ValueError on anything else."""
     if isinstance(asked, str):
         asked = {"mode": asked}
@@ -85,7 +85,7 @@ def unpack(asked: object, defaults: Mapping[str, object]) -> Settings:
     return Settings(
         SamplingParams(**params),
         mode,
-        int(values.get("key", 0)),
+        int(values["key"]),
         int(values["max_branches"]),
         int(values["max_depth"]),
         _by_path(values.get("forced")),
