@@ -25,7 +25,7 @@ from npr_lib.engine.sglang_wire import pack
 from npr_lib.layout import layout
 from npr_lib.tokenizer import TagIds, encode
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 TAGS = TagIds.from_tokenizer(TOKENIZER)
 CONFIG = EngineConfig(num_slots=4096, max_depth=2)
 

@@ -21,7 +21,7 @@ from test_engine_oracle import check_against_dense
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.layout import dense_mask
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 CONFIG = EngineConfig(num_slots=4096)
 
 
@@ -105,7 +105,7 @@ def test_ordinary_requests_are_untouched(engine, folder, tmp_path):
         env={**os.environ, **environment(), SWITCH: "0"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         check=True,
     )
     expected = json.loads(done.stdout.partition("ANSWER")[2])

@@ -9,7 +9,7 @@ from test_engine_oracle import check_against_dense
 
 from npr_lib.engine import EngineConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def test_two_ranks_match_a_dense_forward(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from test_engine_oracle import check_against_dense
 from npr_lib.engine import EngineConfig, Finish, SamplingParams, SGLangEngine, Token, TorchEngine
 from npr_lib.tokenizer import encode
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 CONFIG = EngineConfig(num_slots=2048, max_depth=2)
 MODEL = model_of_type("llama")
 
@@ -56,7 +56,7 @@ def url(tmp_path_factory):
 
 
 def wait_until_ready(address, server, log):
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 300
     while True:
         try:
             with urlopen(address + "/health", timeout=20) as answer:

@@ -12,7 +12,7 @@ from npr_lib.train.papo import PAPO
 from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer
 from npr_lib.train.stage import DEFAULTS, rollout_engine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 
 def test_papo_steps_with_sglang_rollouts(tmp_path):
