@@ -13,9 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine, TorchEngine
 from npr_lib.engine.branch import Response
 from npr_lib.layout import dense_mask, layout
-from npr_lib.tokenizer import TagIds, encode, tiny_tokenizer
+from npr_lib.tokenizer import TagIds, encode, step_prefix, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
+TAGS = TagIds.from_tokenizer(TOKENIZER)
 CHECKS = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
@@ -32,34 +33,25 @@ def model_of_type(model_type, seed=0):
     raise AssertionError(model_type)
 
 
-def digits_response(digits):
-    """A response whose shape is its prompt's: a plan and a step a digit, the step as long as the
-    digit is large; two blocks if the first digit is odd. Token ids of prompt and completion."""
-    text = "".join(
-        "<guideline>"
-        + "".join(f"<plan>{i}:{d}</plan>" for i, d in enumerate(digits, 1))
-        + "</guideline>"
-        + "".join(f"<step>{i}:{str(d) * (1 + d)}</step>" for i, d in enumerate(digits, 1))
-        + f"<takeaway>{digits[0]}</takeaway>"
-        for _ in range(1 + digits[0] % 2)
-    )
-    prompt = digits_prompt(digits)
-    pieces = text.replace("<", "\n<").replace(">", ">\n").split("\n")
-    tags = {f"<{'/' * end}{name}>" for name in _TAG_NAMES for end in (0, 1)}
-    ids = [
-        TOKENIZER.convert_tokens_to_ids(piece) if piece in tags else encode(piece, TOKENIZER)
-        for piece in pieces
-        if piece
-    ]
-    flat = [i for piece in ids for i in (piece if isinstance(piece, list) else [piece])]
-    return [*prompt, *flat, TOKENIZER.eos_token_id], len(prompt)
-
-
 def digits_prompt(digits):
     return encode("".join(map(str, digits)) + "=", TOKENIZER)
 
 
-_TAG_NAMES = ("guideline", "plan", "step", "takeaway")
+def digits_response(digits):
+    """A response whose shape is its prompt's: a plan and a step a digit, the step as long as the
+    digit is large; two blocks if the first digit is odd. Token ids, and how many are the prompt."""
+    prompt, ids = digits_prompt(digits), []
+    for _ in range(1 + digits[0] % 2):
+        ids.append(TAGS.guideline)
+        for i, digit in enumerate(digits, 1):
+            ids += [TAGS.plan, *encode(f"{i}:", TOKENIZER), *encode(str(digit), TOKENIZER)]
+            ids.append(TAGS.plan_end)
+        ids.append(TAGS.guideline_end)
+        for i, digit in enumerate(digits, 1):
+            words = encode(str(digit) * (1 + digit), TOKENIZER)
+            ids += [*step_prefix(i, TOKENIZER, TAGS), *words, TAGS.step_end]
+        ids += [TAGS.takeaway, *encode(str(digits[0]), TOKENIZER), TAGS.takeaway_end]
+    return [*prompt, *ids, TOKENIZER.eos_token_id], len(prompt)
 
 
 def forking_model(model_type, steps=250, seed=0):
@@ -82,7 +74,6 @@ def forking_model(model_type, steps=250, seed=0):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **options))
     model.set_attn_implementation("eager")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    tags = TagIds.from_tokenizer(TOKENIZER)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1, step / 20, 3 * (steps - step) / steps)
@@ -93,7 +84,7 @@ def forking_model(model_type, steps=250, seed=0):
         mask = torch.eye(longest, dtype=torch.bool).repeat(16, 1, 1)
         labels = torch.full_like(ids, -100)
         for row, (tokens, prompt) in enumerate(batch):
-            n, own = len(tokens), layout(tokens, tags, prompt)
+            n, own = len(tokens), layout(tokens, TAGS, prompt)
             ids[row, :n] = torch.tensor(tokens)
             positions[row, :n] = torch.from_numpy(own.position_ids)
             mask[row, :n, :n] = dense_mask(own)
