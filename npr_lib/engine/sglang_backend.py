@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.client import HTTPResponse
+from importlib.util import find_spec
 from queue import Queue
 from threading import Event, Thread
 from typing import Any
@@ -20,10 +21,12 @@ from uuid import uuid4
 import torch
 from transformers import PreTrainedModel
 
+from npr_lib import WorkbenchError
 from npr_lib.engine.api import EngineConfig
 from npr_lib.engine.sglang_plugin import SWITCH, refusals
 from npr_lib.engine.sglang_wire import KEY
 
+_MISSING = "SGLang is not installed here: pip install 'npr-workbench[sglang]' (docs/sglang.md)"
 _BUCKET = 512 * 2**20  # bytes of weights handed over at once
 _AT_ONCE = 512  # requests to a server at once
 
@@ -72,6 +75,8 @@ def environment() -> dict[str, str]:
 
 def serve(model_path: str, options: Sequence[str]) -> None:
     """Become SGLang's own server with the plugin. options: SGLang's, stronger than the defaults."""
+    if find_spec("sglang") is None:
+        raise WorkbenchError(_MISSING)
     arguments = ["--model-path", model_path, "--page-size", "1", "--disable-overlap-schedule"]
     for name, value in cpu_arguments().items():
         arguments.append("--" + name.replace("_", "-"))
@@ -88,11 +93,13 @@ class InProcess:
         if problems:  # here, since what a scheduler raises while it starts ends this process
             raise ValueError("NPR on SGLang: " + "; ".join(problems))
         own = environment()
-        if "sglang" in sys.modules and any(os.environ.get(k) != v for k, v in own.items()):
+        if sys.modules.get("sglang") and any(os.environ.get(k) != v for k, v in own.items()):
             raise RuntimeError("sglang was imported before the first SGLangEngine was made")
         os.environ.update(own)
-        import sglang
-
+        try:
+            import sglang
+        except ImportError as error:
+            raise WorkbenchError(f"{_MISSING} ({error})") from error
         self.engine = sglang.Engine(**arguments)
 
     def generate(
