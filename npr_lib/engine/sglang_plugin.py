@@ -191,15 +191,19 @@ def _adder_made(result: None, adder: Any, *args: object, **kw: object) -> None:
         adder.memory_budget.total_offset += families.outstanding()
 
 
-def _add_request(original: Callable, adder: Any, req: Any, *args: Any, **kw: Any) -> object:
+def _add_request(
+    original: Callable, adder: Any, req: Any, has_chunked_req: bool, *args: Any, **kw: Any
+) -> object:
     from sglang.srt.managers.schedule_policy import AddReqResult
 
     run = getattr(req, "npr_run", None)
     if run is None:
-        return original(adder, req, *args, **kw)
+        return original(adder, req, has_chunked_req, *args, **kw)
     family, admitted, families = run.family, run.family.admitted, _STATE["families"]
     new = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
     if admitted and new + 1 > adder.cur_rem_tokens:
+        return AddReqResult.OTHER
+    if has_chunked_req and new > adder.rem_chunk_tokens:  # SGLang prefills one in chunks at a time
         return AddReqResult.OTHER
     expected = families.expected(family)
     if not admitted and expected - len(req.prefix_indices) > adder.rem_total_tokens:
@@ -208,7 +212,7 @@ def _add_request(original: Callable, adder: Any, req: Any, *args: Any, **kw: Any
         return AddReqResult.OTHER
     _STATE["adding"] = True
     try:
-        result = original(adder, req, *args, **kw)
+        result = original(adder, req, has_chunked_req, *args, **kw)
     finally:
         _STATE["adding"] = False
     added = bool(adder.can_run_list) and adder.can_run_list[-1] is req

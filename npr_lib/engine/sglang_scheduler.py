@@ -180,10 +180,13 @@ class Families:
 
     def make_room(self, batch: ScheduleBatch) -> None:
         """Suspend the youngest families until the next step of `batch` fits. The oldest goes on:
-        alone, every family fits. Ordinary requests are retracted by SGLang itself."""
+        alone, every family fits. Ordinary requests beside it are retracted by SGLang itself, which
+        never has to retract the last; so where there are only such, no family is spared."""
         size = batch.batch_size()
         batch.filter_batch()
-        while not batch.is_empty() and not batch.check_decode_mem() and self._suspend_youngest():
+        while not batch.is_empty() and not batch.check_decode_mem():
+            if not self._suspend_youngest(spare=any(map(run_of, batch.reqs))):
+                break
             batch.filter_batch()
         if batch.batch_size() < size:
             batch.batch_is_full = False
@@ -191,11 +194,12 @@ class Families:
     def make_room_for_chunk(self) -> None:
         """The next chunk of a long prefill is allocated without asking: see to it that it fits."""
         scheduler = self.scheduler
-        while scheduler.chunked_req is not None:
+        while (req := scheduler.chunked_req) is not None:
             budget = PrefillBudget(scheduler.token_to_kv_pool_allocator, scheduler.tree_cache)
-            if budget.remaining_current >= scheduler.chunked_prefill_size:
+            left = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+            if budget.remaining_current >= min(left, scheduler.chunked_prefill_size):
                 return
-            if not self._suspend_youngest():
+            if not self._suspend_youngest(spare=run_of(req) is not None):
                 return
 
     @property
@@ -208,11 +212,12 @@ class Families:
         middle of their responses means that they wait for each other's slots."""
         self._nothing = self._nothing + 1 if nothing and self.waiting else 0
         if self._nothing > 1:
-            self._suspend_youngest()
+            self._suspend_youngest(spare=True)
 
-    def _suspend_youngest(self) -> bool:
+    def _suspend_youngest(self, spare: bool) -> bool:
+        """Whether there was one to suspend; `spare` the oldest."""
         admitted = [family for family in self.families if family.admitted]
-        if len(admitted) < 2:
+        if len(admitted) <= spare:
             return False
         family = admitted[-1]
         family.response.emit(Preempt, family.response.root)
