@@ -34,6 +34,7 @@ from npr_lib.layout import BatchLayout, stack_layouts
 from npr_lib.problems import Problem, ProblemSet, build_prompt
 from npr_lib.rewards import format_reward
 from npr_lib.schema import TAGS
+from npr_lib.train.order import EpochOrder
 from npr_lib.trajectory import Mode, Trajectory, write_rollouts
 
 # `rollout_func` may change with TRL's next minor version, which pyproject.toml therefore excludes.
@@ -201,6 +202,9 @@ class RolloutTrainer(GRPOTrainer):
                 "better model, lower the learning rate, or raise the samples a problem. The last "
                 "checkpoint is kept"
             )
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochOrder:
+        return EpochOrder(super()._get_train_sampler(dataset), self)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._inputs = None
