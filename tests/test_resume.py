@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from npr_lib import WorkbenchError
 from npr_lib.engine.branch import Response
 from npr_lib.profile import load_profile
 from npr_lib.tokenizer import tiny_tokenizer
-from npr_lib.train import papo, sft
+from npr_lib.train import papo, sft, stage
 from npr_lib.train.logs import LogWriter
 from npr_lib.train.rollouts import RolloutTrainer
 
@@ -95,6 +96,77 @@ def test_papo_goes_on_exactly(tmp_path, monkeypatch, start, at):
     assert not list(folder.glob("checkpoint-*"))
 
 
+def killed_before_the_end(monkeypatch, module, train, *arguments):
+    """All steps are done, the finished model is not saved yet."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(*arguments)
+
+
+@pytest.mark.parametrize("at", [6, 8])
+def test_a_second_epoch_goes_on_exactly(tmp_path, monkeypatch, start, at):
+    """Three steps an epoch; the run goes on from step 4, in the second, or 6, at its end."""
+    profile = load_profile("smoke", ["npr.grpo.max_steps=8", "problems.train=6"])
+    papo.train(profile, tmp_path / "whole", start, 0)
+    with monkeypatch.context() as patch:
+        interrupt(patch, at)
+        with pytest.raises(KeyboardInterrupt):
+            papo.train(profile, tmp_path / "parts", start, 0)
+    papo.train(profile, tmp_path / "parts", start, 0)
+    assert_same(tmp_path / "whole" / "npr", tmp_path / "parts" / "npr")
+    rows, again = (
+        pd.read_parquet(tmp_path / name / "rollouts" / "npr.parquet") for name in ("whole", "parts")
+    )
+    assert rows["completion_ids"].map(str).tolist() == again["completion_ids"].map(str).tolist()
+    assert rows["problem_id"].tolist() == again["problem_id"].tolist()
+    epochs = [rows.loc[rows["step"] // 3 == i, "problem_id"].tolist() for i in (0, 1)]
+    assert set(epochs[0]) == set(epochs[1]) and epochs[0] != epochs[1]
+
+
+def test_a_kill_while_something_is_written_costs_only_that(tmp_path, monkeypatch, start):
+    """A checkpoint without the file that is written last, one with half of it, half a log line."""
+    profile = load_profile("smoke", STEPS)
+    papo.train(profile, tmp_path / "whole", start, 0)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            papo.train(profile, tmp_path / "parts", start, 0)
+    folder = tmp_path / "parts" / "npr"
+    for step, content in ((4, None), (6, '{"global_step": 6, "ma')):
+        cut = shutil.copytree(folder / "checkpoint-2", folder / f"checkpoint-{step}")
+        (cut / "trainer_state.json").unlink()
+        if content is not None:
+            (cut / "trainer_state.json").write_text(content)
+    with (folder / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    papo.train(profile, tmp_path / "parts", start, 0)
+    assert_same(tmp_path / "whole" / "npr", folder)
+
+
+@pytest.mark.parametrize("best", [2, 6])
+def test_a_run_killed_after_its_last_step_is_not_trained_further(
+    tmp_path, monkeypatch, start, best
+):
+    evaluate = RolloutTrainer.evaluate
+
+    def judged(self, *_, **__):
+        return evaluate(self) | {"eval_reward": -abs(self.state.global_step - best)}
+
+    monkeypatch.setattr(RolloutTrainer, "evaluate", judged)
+    profile = load_profile("smoke", STEPS)
+    papo.train(profile, tmp_path / "whole", start, 0)
+    killed_before_the_end(monkeypatch, stage, papo.train, profile, tmp_path / "parts", start, 0)
+    papo.train(profile, tmp_path / "parts", start, 0)
+    assert_same(tmp_path / "whole" / "npr", tmp_path / "parts" / "npr")
+    rows = pd.read_parquet(tmp_path / "parts" / "rollouts" / "npr.parquet")
+    assert rows["step"].unique().tolist() == list(range(6))
+
+
 def test_a_finished_run_is_not_repeated_and_another_begins_anew(tmp_path, start, capsys):
     profile = load_profile("smoke", ["npr.grpo.max_steps=2"])
     folder = papo.train(profile, tmp_path, start, 0)
@@ -164,6 +236,7 @@ def test_sft_goes_on_exactly(tmp_path, monkeypatch, start):
         with pytest.raises(KeyboardInterrupt):
             sft.train(profile, tmp_path / "parts", start, 0)
     assert (tmp_path / "parts" / "npr_beta" / "checkpoint-8").exists()
+    killed_before_the_end(monkeypatch, sft, sft.train, profile, tmp_path / "parts", start, 0)
     sft.train(profile, tmp_path / "parts", start, 0)
     assert_same(tmp_path / "whole" / "npr_beta", tmp_path / "parts" / "npr_beta")
 

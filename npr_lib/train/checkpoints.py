@@ -19,8 +19,10 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
+    TrainerState,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from npr_lib import WorkbenchError
 from npr_lib.digests import TRAINING, digest, source_digest
@@ -40,7 +42,7 @@ def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokeni
 
 def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> str | None:
     """The trainer's last checkpoint in `folder` if it belongs to this very run; else an emptied
-    folder and None.
+    folder (which is said, where something was in it) and None.
 
     What a run is: `settings` (as JSON), the content of the model folder `source` and the source of
     `npr_lib`.
@@ -52,11 +54,38 @@ def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> s
     }
     record = folder / TRAINING
     if record.exists() and json.loads(record.read_text(encoding="utf-8")) == identity:
-        return get_last_checkpoint(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+        return _last_checkpoint(folder)
+    if folder.exists():
+        print(f"{folder} begins anew: what is there is of other settings, input or source")
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     write_json(record, identity)
     return None
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint. One whose writing was cut off is removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in reversed(found):
+        try:  # the trainer's state is written last
+            TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+        except (FileNotFoundError, json.JSONDecodeError):
+            shutil.rmtree(path)
+        else:
+            return str(path)
+    return None
+
+
+def train(trainer: Trainer, resume: str | None) -> None:
+    """Train to the end, from the checkpoint that `begin_training` gave."""
+    if resume is not None:
+        state = TrainerState.load_from_json(str(Path(resume) / TRAINER_STATE_NAME))
+        if state.global_step >= state.max_steps:  # the trainer would make one step too many
+            best = state.best_global_step if trainer.args.load_best_model_at_end else None
+            number = best or state.global_step
+            trainer._load_from_checkpoint(str(Path(resume).with_name(f"checkpoint-{number}")))
+            return
+    trainer.train(resume_from_checkpoint=resume)
 
 
 def save_checkpoint(

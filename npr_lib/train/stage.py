@@ -12,6 +12,7 @@ from trl import GRPOConfig
 from npr_lib import WorkbenchError
 from npr_lib.engine import EngineConfig, TorchEngine
 from npr_lib.problems import load_problems
+from npr_lib.train import checkpoints
 from npr_lib.train.checkpoints import begin_training, load_checkpoint, save_checkpoint
 from npr_lib.train.logs import log_to
 from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer
@@ -93,7 +94,7 @@ def run_stage(
         settings,
     )
     log_to(trainer, folder)
-    trainer.train(resume_from_checkpoint=resume)
+    checkpoints.train(trainer, resume)
     _gather_rollouts(folder, run_dir)
     save_checkpoint(model, tokenizer, folder, settings.mode)
     return folder
