@@ -258,6 +258,22 @@ def test_a_mismatch_between_trainer_and_engine_stops(tmp_path, monkeypatch):
         trainer.train()
 
 
+def test_the_largest_gap_of_all_micro_batches_is_logged(tmp_path, monkeypatch):
+    """Not the mean of three largest ones."""
+    trainer = make_trainer(tmp_path, monkeypatch, [1.0, -1] * 6, **SPLITS[1])
+    roll_out = trainer.roll_out
+
+    def tampered(prompts):
+        batch = roll_out(prompts)
+        batch[5].trajectory.logprobs[0] += 9e-4
+        return batch
+
+    trainer.roll_out = tampered
+    trainer.train()
+    logged = trainer.state.log_history[0]["sampling/sampling_logp_difference/max"]
+    assert logged == pytest.approx(9e-4, abs=5e-5)
+
+
 def test_a_logprob_that_is_no_number_stops(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, monkeypatch, [1.0, -1] * 6)
     with pytest.raises(TrainingStoppedError, match="by nan"):

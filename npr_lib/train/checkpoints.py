@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -52,6 +53,11 @@ def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> s
         "source": digest(source),
         "npr_lib": source_digest(),
     }
+    with PartialState().main_process_first():  # the others find what it leaves
+        return _begin(folder, identity)
+
+
+def _begin(folder: Path, identity: Mapping[str, Any]) -> str | None:
     record = folder / TRAINING
     if record.exists() and json.loads(record.read_text(encoding="utf-8")) == identity:
         return _last_checkpoint(folder)
@@ -92,7 +98,16 @@ def save_checkpoint(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, mode: Mode
 ) -> None:
     """The finished model as a Hugging Face folder, and `npr.json` that says in which mode it was
-    trained. The trainer's own checkpoints are removed."""
+    trained. The trainer's own checkpoints are removed. The main process does it, the others wait.
+    """
+    if PartialState().is_main_process:
+        _save(model, tokenizer, folder, mode)
+    PartialState().wait_for_everyone()
+
+
+def _save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, mode: Mode
+) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "npr.json").write_text(json.dumps({"mode": mode}) + "\n")

@@ -30,6 +30,8 @@ class LogWriter(TrainerCallback):
         self.path = folder / "log.jsonl"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]
@@ -37,7 +39,7 @@ class LogWriter(TrainerCallback):
         self.path.write_text("".join(kept) if state.global_step else "")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        if "train_runtime" in logs:
+        if "train_runtime" in logs or not state.is_world_process_zero:
             return
         with self.path.open("a") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
@@ -141,9 +142,6 @@ class RolloutTrainer(GRPOTrainer):
             for i, group in zip(dead, self._groups(drawn, attempt), strict=True):
                 if not _equal(group):
                     groups[i] = group
-        flat = [_equal(group) for group in groups]
-        self._flat = self._flat + 1 if all(flat) else 0
-        self._log_metric("zero_variance_groups", float(np.mean(flat)))
         return [rollout for group in groups for rollout in group]
 
     def _groups(self, prompts: Sequence[str], attempt: int) -> list[list[Rollout]]:
@@ -181,8 +179,12 @@ class RolloutTrainer(GRPOTrainer):
         return metrics
 
     def log_batch(self, batch: Sequence[Rollout]) -> None:
-        """Metrics of a rollout batch; TrainingStoppedError when training can't go on: too few
-        responses are valid, or rollouts have taught nothing for a while."""
+        """Metrics of a rollout batch (of all processes); TrainingStoppedError when training can't
+        go on: too few responses are valid, or rollouts have taught nothing for a while."""
+        size = self.num_generations
+        flat = [_equal(batch[i : i + size]) for i in range(0, len(batch), size)]
+        self._flat = self._flat + 1 if all(flat) else 0
+        self._log_metric("zero_variance_groups", float(np.mean(flat)))
         for name, value in summarize(batch).items():
             self._log_metric(name, value)
         self._log_metric("off_policy", float(not self.settings.params.on_policy))
@@ -211,7 +213,10 @@ class RolloutTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         widths = output["prompt_ids"].shape[1], output["completion_ids"].shape[1]
         output |= self._engine_tensors(*widths)
-        self._record(output["advantages"].tolist())
+        batch = gather_object(self._batch)
+        advantages = self.accelerator.gather(output["advantages"]).tolist()
+        if self.accelerator.is_main_process:
+            self._record(batch, advantages)
         return output
 
     def _engine_tensors(self, prompt_width: int, width: int) -> dict[str, torch.Tensor]:
@@ -226,8 +231,8 @@ class RolloutTrainer(GRPOTrainer):
         tensors["engine_logprobs"] = logprobs
         return {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
 
-    def _record(self, advantages: Sequence[float]) -> None:
-        batch, size, step = self._batch, self.num_generations, self.state.global_step
+    def _record(self, batch: Sequence[Rollout], advantages: Sequence[float]) -> None:
+        size, step = self.num_generations, self.state.global_step
         write_rollouts(
             Path(self.args.output_dir) / "rollouts" / f"{step:06d}.parquet",
             [rollout.trajectory for rollout in batch],
@@ -316,15 +321,18 @@ class RolloutTrainer(GRPOTrainer):
         own_BT = ~engine_BT.isnan()
         tags_BT = torch.isin(ids_BT, self.tag_ids.to(ids_BT.device))
         for name, chosen_BT in (("tags", own_BT & tags_BT), ("others", own_BT & ~tags_BT)):
-            if chosen_BT.any():
-                mean = entropies_BT[chosen_BT].mean().item()
-                self._metrics["train"][f"entropy/{name}"].append(mean)
+            own = torch.stack([entropies_BT[chosen_BT].sum(), chosen_BT.sum()])
+            total, count = self.accelerator.gather(own[None]).sum(dim=0).tolist()
+            if count:
+                self._metrics["train"][f"entropy/{name}"].append(total / count)
 
     def _compare(self, logprobs_BT: torch.Tensor, engine_BT: torch.Tensor) -> None:
         gaps = (logprobs_BT - engine_BT).abs()
-        gap = gaps[~engine_BT.isnan()].max().item()
-        # not _log_metric: that is for reward functions, and is flushed before the loss
-        self._metrics["train"]["sampling/sampling_logp_difference/max"].append(gap)
+        gap = self.accelerator.gather(gaps[~engine_BT.isnan()].max()).max().item()
+        # not _log_metric: that is for reward functions, and is flushed before the loss. TRL logs
+        # the mean of what is in the list, which is to be the largest gap of all micro-batches
+        seen = self._metrics["train"]["sampling/sampling_logp_difference/max"]
+        seen[:] = [float(np.max([*seen, gap]))]
         if not gap <= self.settings.max_logprob_gap:  # nan is no agreement
             raise TrainingStoppedError(
                 f"step {self.state.global_step}: a trainer's logprob differs from the engine's by "
@@ -339,7 +347,7 @@ def _roll_out(prompts: Sequence[str], trainer: RolloutTrainer) -> dict[str, list
     if any(prompts[i] != prompts[i - i % size] for i in range(len(prompts))) or len(prompts) % size:
         raise ValueError("each process needs whole groups: make its batch a multiple of the group")
     batch = trainer._batch = trainer.roll_out(prompts[::size])
-    trainer.log_batch(batch)
+    trainer.log_batch(gather_object(batch))
     kept = [not math.isnan(rollout.reward) for rollout in batch]
     everything = trainer.settings.engine_tokens
     return {

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 from trl import GRPOConfig
 
 from npr_lib import WorkbenchError
@@ -102,6 +103,8 @@ def run_stage(
 
 def _gather_rollouts(folder: Path, run_dir: Path) -> None:
     """All rollout batches of a training folder as one table."""
+    if not PartialState().is_main_process:
+        return
     path = Path(run_dir) / "rollouts" / f"{folder.name}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = sorted((folder / "rollouts").glob("*.parquet"))
