@@ -72,6 +72,8 @@ def test_no_variance_gives_no_advantage(rewards, scale):
 def test_advantages_refuse_broken_groups():
     with pytest.raises(ValueError, match="groups of 4"):
         advantages(np.zeros(6), 4)
+    with pytest.raises(ValueError, match="batch, group, none, not 'groups'"):
+        advantages(np.zeros(4), 4, "groups")
 
 
 class Capture(TrainerCallback):
@@ -298,6 +300,8 @@ def test_autocast_rolls_out_and_trains(tmp_path, monkeypatch):
         ("npr.grpo.steps_per_generation=3", "one step a rollout batch"),
         ("npr.grpo.scale_rewards=group", "PAPO has scale_rewards = batch"),
         ("npr.clip=ppo", "one of none, dapo"),
+        ("npr.advantage=std", "one of batch, group, none"),
+        ("npr.invalid=drop", "one of filter, penalize"),
     ],
 )
 def test_a_profile_may_not_contradict_papo(tmp_path, override, message):

@@ -15,7 +15,7 @@ from npr_lib import WorkbenchError
 from npr_lib.engine.branch import Response
 from npr_lib.profile import load_profile
 from npr_lib.tokenizer import tiny_tokenizer
-from npr_lib.train import papo, sft, stage
+from npr_lib.train import dapo, papo, sft, stage
 from npr_lib.train.logs import LogWriter
 from npr_lib.train.rollouts import RolloutTrainer
 
@@ -216,6 +216,18 @@ def test_a_checkpoint_inside_a_rollout_batch_is_refused(tmp_path, start):
     several = ["npr.clip=dapo", "npr.grpo.steps_per_generation=4", "npr.validation.every=2"]
     with pytest.raises(WorkbenchError, match="every 2 steps falls into the middle of a rollout"):
         papo.train(load_profile("smoke", several), tmp_path, start, 0)
+
+
+def test_a_rollout_batch_of_broken_steps_is_refused(tmp_path, start):
+    """Three parts a batch, two an optimizer step: rollouts of two batches would bear one step."""
+    broken = ["npr_zero.grpo.steps_per_generation=3", "npr_zero.grpo.gradient_accumulation_steps=2"]
+    with pytest.raises(WorkbenchError, match="steps_per_generation = 3 must be a multiple"):
+        dapo.train(load_profile("smoke", broken), tmp_path, start, 0)
+
+
+def test_fewer_validation_problems_than_asked_for_are_refused(tmp_path, start):
+    with pytest.raises(WorkbenchError, match="problems = 9, but the validation split has 8"):
+        papo.train(load_profile("smoke", ["npr.validation.problems=9"]), tmp_path, start, 0)
 
 
 def test_sft_goes_on_exactly(tmp_path, monkeypatch, start):

@@ -78,11 +78,12 @@ def run_stage(
             "remove_unused_columns": False,
         }
     )
-    updates = args.steps_per_generation // args.gradient_accumulation_steps
-    if every % max(1, updates):
+    _check_steps(name, args, every)
+    validation = load_problems(profile["problems"], "validation", seed)
+    if len(validation) < section["validation"]["problems"]:
         raise WorkbenchError(
-            f"{name}: a checkpoint every {every} steps falls into the middle of a rollout batch, "
-            f"which makes {updates} steps; validation.every must be a multiple of that"
+            f"{name}.validation.problems = {section['validation']['problems']}, but the validation "
+            f"split has {len(validation)} (problems.validation)"
         )
     trainer = RolloutTrainer(
         model,
@@ -90,7 +91,7 @@ def run_stage(
         args,
         TorchEngine(model, tokenizer, EngineConfig(**profile["engine"])),
         load_problems(profile["problems"], "train", seed),
-        load_problems(profile["problems"], "validation", seed)[: section["validation"]["problems"]],
+        validation[: section["validation"]["problems"]],
         profile["prompt"],
         settings,
     )
@@ -99,6 +100,22 @@ def run_stage(
     _gather_rollouts(folder, run_dir)
     save_checkpoint(model, tokenizer, folder, settings.mode)
     return folder
+
+
+def _check_steps(name: str, args: GRPOConfig, every: int) -> None:
+    """Rollout batches begin and end with optimizer steps, and checkpoints with rollout batches."""
+    updates, rest = divmod(args.steps_per_generation, args.gradient_accumulation_steps)
+    if rest:
+        raise WorkbenchError(
+            f"{name}.grpo.steps_per_generation = {args.steps_per_generation} must be a multiple of "
+            f"gradient_accumulation_steps = {args.gradient_accumulation_steps}: an optimizer step "
+            "is made of whole parts of one rollout batch"
+        )
+    if every % updates:
+        raise WorkbenchError(
+            f"{name}: a checkpoint every {every} steps falls into the middle of a rollout batch, "
+            f"which makes {updates} steps; validation.every must be a multiple of that"
+        )
 
 
 def _gather_rollouts(folder: Path, run_dir: Path) -> None:
