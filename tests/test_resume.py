@@ -230,6 +230,18 @@ def test_fewer_validation_problems_than_asked_for_are_refused(tmp_path, start):
         papo.train(load_profile("smoke", ["npr.validation.problems=9"]), tmp_path, start, 0)
 
 
+@pytest.mark.parametrize("override", ["npr.validation.problems=9", "npr.validation.every=3"])
+def test_a_call_that_fails_at_once_removes_nothing(tmp_path, start, override):
+    folder = papo.train(load_profile("smoke", ["npr.grpo.max_steps=2"]), tmp_path, start, 0)
+    weights = (folder / "model.safetensors").read_bytes()
+    wrong = ["npr.clip=dapo", "npr.grpo.steps_per_generation=2", override]
+    with pytest.raises(WorkbenchError, match=r"middle of a rollout|split has 8"):
+        papo.train(load_profile("smoke", wrong), tmp_path, start, 0)
+    with pytest.raises(WorkbenchError, match="is not a model folder"):
+        papo.train(load_profile("smoke"), tmp_path, tmp_path / "nothing", 0)
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
 def test_sft_goes_on_exactly(tmp_path, monkeypatch, start):
     response = (
         "<guideline><plan>1:B</plan><plan>2:A</plan></guideline><step>1:B=4+{}</step>"

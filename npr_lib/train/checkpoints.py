@@ -33,12 +33,16 @@ from npr_lib.trajectory import Mode
 
 def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A Hugging Face folder as (model, tokenizer); WorkbenchError if it is none."""
-    if not (Path(path) / "config.json").is_file():
-        raise WorkbenchError(f"{path} is not a model folder: it has no config.json")
+    _check_model(path)
     model = AutoModelForCausalLM.from_pretrained(path)
     # before an engine is made over it: the KV pool lies where the model is
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, AutoTokenizer.from_pretrained(path)
+
+
+def _check_model(path: Path | str) -> None:
+    if not (Path(path) / "config.json").is_file():
+        raise WorkbenchError(f"{path} is not a model folder: it has no config.json")
 
 
 def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> str | None:
@@ -46,8 +50,9 @@ def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> s
     folder (which is said, where something was in it) and None.
 
     What a run is: `settings` (as JSON), the content of the model folder `source` and the source of
-    `npr_lib`.
+    `npr_lib`. WorkbenchError if `source` is no model folder.
     """
+    _check_model(source)  # before anything is removed
     identity = {
         "settings": json.loads(json.dumps(settings, default=str)),
         "source": digest(source),

@@ -26,6 +26,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 from npr_lib import WorkbenchError
@@ -193,7 +194,7 @@ class RolloutTrainer(GRPOTrainer):
             raise TrainingStoppedError(
                 f"step {step}: {valid:.0%} of the responses are valid, below the floor of "
                 f"{self.settings.min_kept:.0%}: the format collapses. Lower the learning rate, or "
-                "use invalid='penalize'. The last checkpoint is kept"
+                f"use invalid='penalize'. {self._kept()}"
             )
         if self._flat >= self.settings.max_flat:
             rewards = sorted({rollout.reward for rollout in batch})
@@ -201,9 +202,15 @@ class RolloutTrainer(GRPOTrainer):
                 f"step {step}: {self._flat} rollout batches in a row had no group with different "
                 f"rewards (the last had {rewards}), so nothing can be learnt from them. All right: "
                 "train for fewer steps or on harder problems. All wrong or filtered: start from a "
-                "better model, lower the learning rate, or raise the samples a problem. The last "
-                "checkpoint is kept"
+                "better model, lower the learning rate, or raise the samples a problem. "
+                f"{self._kept()}"
             )
+
+    def _kept(self) -> str:
+        folder = self.args.output_dir
+        if (last := get_last_checkpoint(folder)) is None:
+            return "There is no checkpoint yet"
+        return f"{last} is kept; training into {folder} with other settings removes it"
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochOrder:
         return EpochOrder(super()._get_train_sampler(dataset), self)

@@ -51,7 +51,14 @@ def run_stage(
     A run that was interrupted goes on from its last checkpoint, to the same result; one that was
     finished before, with the same settings, is not repeated.
     """
-    folder, every = Path(run_dir) / name, section["validation"]["every"]
+    folder = Path(run_dir) / name
+    args = _arguments(name, folder, section["validation"]["every"], fields, settings, seed)
+    validation = load_problems(profile["problems"], "validation", seed)
+    if len(validation) < section["validation"]["problems"]:
+        raise WorkbenchError(
+            f"{name}.validation.problems = {section['validation']['problems']}, but the validation "
+            f"split has {len(validation)} (problems.validation)"
+        )
     task = {key: profile[key] for key in ("prompt", "problems", "engine")}
     identity = {"task": task, "section": section, "fields": fields, "seed": seed}
     resume = begin_training(folder, input_checkpoint, identity)
@@ -60,6 +67,33 @@ def run_stage(
         _gather_rollouts(folder, run_dir)
         return folder
     model, tokenizer = load_checkpoint(input_checkpoint)
+    trainer = RolloutTrainer(
+        model,
+        tokenizer,
+        args,
+        TorchEngine(model, tokenizer, EngineConfig(**profile["engine"])),
+        load_problems(profile["problems"], "train", seed),
+        validation[: section["validation"]["problems"]],
+        profile["prompt"],
+        settings,
+    )
+    log_to(trainer, folder)
+    checkpoints.train(trainer, resume)
+    _gather_rollouts(folder, run_dir)
+    save_checkpoint(model, tokenizer, folder, settings.mode)
+    return folder
+
+
+def _arguments(
+    name: str,
+    folder: Path,
+    every: int,
+    fields: dict[str, Any],
+    settings: RolloutSettings,
+    seed: int,
+) -> GRPOConfig:
+    """TRL's arguments; WorkbenchError unless rollout batches begin and end with optimizer steps,
+    and checkpoints with rollout batches."""
     args = GRPOConfig(
         **{
             **DEFAULTS,
@@ -78,32 +112,6 @@ def run_stage(
             "remove_unused_columns": False,
         }
     )
-    _check_steps(name, args, every)
-    validation = load_problems(profile["problems"], "validation", seed)
-    if len(validation) < section["validation"]["problems"]:
-        raise WorkbenchError(
-            f"{name}.validation.problems = {section['validation']['problems']}, but the validation "
-            f"split has {len(validation)} (problems.validation)"
-        )
-    trainer = RolloutTrainer(
-        model,
-        tokenizer,
-        args,
-        TorchEngine(model, tokenizer, EngineConfig(**profile["engine"])),
-        load_problems(profile["problems"], "train", seed),
-        validation[: section["validation"]["problems"]],
-        profile["prompt"],
-        settings,
-    )
-    log_to(trainer, folder)
-    checkpoints.train(trainer, resume)
-    _gather_rollouts(folder, run_dir)
-    save_checkpoint(model, tokenizer, folder, settings.mode)
-    return folder
-
-
-def _check_steps(name: str, args: GRPOConfig, every: int) -> None:
-    """Rollout batches begin and end with optimizer steps, and checkpoints with rollout batches."""
     updates, rest = divmod(args.steps_per_generation, args.gradient_accumulation_steps)
     if rest:
         raise WorkbenchError(
@@ -116,6 +124,7 @@ def _check_steps(name: str, args: GRPOConfig, every: int) -> None:
             f"{name}: a checkpoint every {every} steps falls into the middle of a rollout batch, "
             f"which makes {updates} steps; validation.every must be a multiple of that"
         )
+    return args
 
 
 def _gather_rollouts(folder: Path, run_dir: Path) -> None:
