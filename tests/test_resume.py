@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -180,6 +181,22 @@ def test_a_finished_run_is_not_repeated_and_another_begins_anew(tmp_path, start,
     assert "was trained before" in capsys.readouterr().out
     papo.train(profile, tmp_path, start, 1)
     assert (folder / "model.safetensors").stat().st_mtime_ns > written
+
+
+def test_other_problems_in_the_same_file_are_another_run(tmp_path, start):
+    path = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
+    profile = load_profile("smoke", ["npr.grpo.max_steps=2"])
+    profile["problems"] = {"kind": "file", "path": path}
+
+    def train(answer):
+        for name in path.values():
+            rows = [{"problem": f"A={i};", "answer": answer} for i in range(8)]
+            Path(name).write_text("\n".join(map(json.dumps, rows)))
+        papo.train(profile, tmp_path, start, 0)
+        return set(pd.read_parquet(tmp_path / "rollouts" / "npr.parquet")["answer"])
+
+    assert train("1") == {"1"}
+    assert train("2") == {"2"}
 
 
 def test_the_best_checkpoint_by_validation_is_kept(tmp_path, monkeypatch, start):

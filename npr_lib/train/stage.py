@@ -11,8 +11,9 @@ from accelerate import PartialState
 from trl import GRPOConfig
 
 from npr_lib import WorkbenchError
+from npr_lib.digests import digest
 from npr_lib.engine import EngineConfig, TorchEngine
-from npr_lib.problems import load_problems
+from npr_lib.problems import load_problems, local_files
 from npr_lib.train import checkpoints
 from npr_lib.train.checkpoints import begin_training, load_checkpoint, save_checkpoint
 from npr_lib.train.logs import log_to
@@ -60,7 +61,8 @@ def run_stage(
             f"split has {len(validation)} (problems.validation)"
         )
     task = {key: profile[key] for key in ("prompt", "problems", "engine")}
-    identity = {"task": task, "section": section, "fields": fields, "seed": seed}
+    files = {str(path): digest(path) for path in local_files(profile["problems"])}
+    identity = {"task": task, "files": files, "section": section, "fields": fields, "seed": seed}
     resume = begin_training(folder, input_checkpoint, identity)
     if (folder / "npr.json").exists():
         print(f"{folder} was trained before, with the same settings: nothing to do")
