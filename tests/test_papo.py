@@ -337,7 +337,8 @@ def test_one_prompt_with_two_answers_is_refused(tmp_path, monkeypatch):
 def test_a_collapsed_batch_stops_and_keeps_its_checkpoint(
     tmp_path, monkeypatch, rewards, settings, message
 ):
-    """The second batch collapses; the checkpoint of the first is there to go on from."""
+    """The second batch collapses; the checkpoint of the first is there to go on from, and the batch
+    itself to be looked at."""
     queue = [1.0, -1] * 6 + list(rewards)
     options = dict(max_steps=3, save_strategy="steps", save_steps=1)
     trainer = make_trainer(tmp_path, monkeypatch, queue, **options)
@@ -354,6 +355,7 @@ def test_a_collapsed_batch_stops_and_keeps_its_checkpoint(
     ):
         trainer.train()
     assert (tmp_path / "checkpoint-1" / "model.safetensors").exists()
+    assert np.array_equal(recorded(trainer, 1)["reward"], rewards, equal_nan=True)
 
 
 def test_every_step_logs_what_one_needs_to_see(tmp_path, monkeypatch):

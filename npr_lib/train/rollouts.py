@@ -180,8 +180,7 @@ class RolloutTrainer(GRPOTrainer):
         return metrics
 
     def log_batch(self, batch: Sequence[Rollout]) -> None:
-        """Metrics of a rollout batch (of all processes); TrainingStoppedError when training can't
-        go on: too few responses are valid, or rollouts have taught nothing for a while."""
+        """Metrics of a rollout batch (of all processes)."""
         size = self.num_generations
         flat = [_equal(batch[i : i + size]) for i in range(0, len(batch), size)]
         self._flat = self._flat + 1 if all(flat) else 0
@@ -189,6 +188,10 @@ class RolloutTrainer(GRPOTrainer):
         for name, value in summarize(batch).items():
             self._log_metric(name, value)
         self._log_metric("off_policy", float(not self.settings.params.on_policy))
+
+    def _check(self, batch: Sequence[Rollout]) -> None:
+        """TrainingStoppedError when training can't go on: too few responses are valid, or rollouts
+        have taught nothing for a while."""
         step, valid = self.state.global_step, np.mean([r.format_reward == 0 for r in batch])
         if valid < self.settings.min_kept:
             raise TrainingStoppedError(
@@ -197,7 +200,7 @@ class RolloutTrainer(GRPOTrainer):
                 f"use invalid='penalize'. {self._kept()}"
             )
         if self._flat >= self.settings.max_flat:
-            rewards = sorted({rollout.reward for rollout in batch})
+            rewards = ", ".join(sorted({f"{rollout.reward:g}" for rollout in batch}))
             raise TrainingStoppedError(
                 f"step {step}: {self._flat} rollout batches in a row had no group with different "
                 f"rewards (the last had {rewards}), so nothing can be learnt from them. All right: "
@@ -224,6 +227,7 @@ class RolloutTrainer(GRPOTrainer):
         advantages = self.accelerator.gather(output["advantages"]).tolist()
         if self.accelerator.is_main_process:
             self._record(batch, advantages)
+        self._check(batch)
         return output
 
     def _engine_tensors(self, prompt_width: int, width: int) -> dict[str, torch.Tensor]:
