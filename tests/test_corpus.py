@@ -181,6 +181,16 @@ def test_drills_train_only_what_follows_the_forced_index(documents):
     assert blind[True] > 50 and blind[False] > 50
 
 
+def test_no_chain_of_another_split_is_written(documents):
+    """Not even where a wrong value of a parent makes one: every four operands in a row, by hand."""
+    chains = Counter()
+    for document in documents:
+        for text in re.split(r"[^\d+-]", f"{document.prompt}{document.response}"):
+            if len(text) == 7:
+                chains[split_of(text)] += 1
+    assert set(chains) == {"train"} and chains["train"] > 10_000
+
+
 def test_a_corpus_is_a_function_of_profile_and_seed(documents):
     assert list(itertools.islice(corpus(TINY, 0), 50)) == documents[:50]
     assert list(itertools.islice(corpus(TINY, 1), 50)) != documents[:50]
