@@ -94,10 +94,10 @@ def plan_blocks(
     while left:
         done = set(parts) - set(left)
         chosen = [label for label in left if parent(parts[label]) in done | {None}]
-        if draw.random() < spec["wide"]:
-            chosen = left
-        # which part plan i names must be looked up: in independent problems, any of them
-        start = 0 if any(map(parent, parts.values())) else draw.randrange(len(chosen))
+        if len(chosen) == len(left) or draw.random() >= spec["wide"]:
+            start = draw.randrange(len(chosen))  # which part plan i names must be looked up
+        else:
+            chosen, start = left, 0
         blocks.append(_groups(chosen[start:] + chosen[:start], draw, split))
         left = [label for label in left if label not in chosen]
     return blocks
