@@ -59,10 +59,11 @@ def divide(parts: Parts, graph: ReasoningGraph) -> Division:
             for label in labels:
                 blind |= label in parts and parent(parts[label]) not in seen | {None}
                 seen.add(label)
-        for labels, step in zip(plans, block.steps, strict=False):
+        named = {plan.index: labels for plan, labels in zip(block.plans, plans, strict=True)}
+        for step in block.steps:
             worked = re.findall(r"(?:^|,)([A-Z])=", step.text)
             branches += 1
-            wrong += worked != labels
+            wrong += sorted(worked) != sorted(named.get(step.index, []))
         planned += [label for labels in plans for label in labels]
         done |= {label for labels in plans for label in labels}
     whole = graph.valid and sorted(planned) == sorted(parts)

@@ -87,6 +87,14 @@ def load_problems(spec: Mapping[str, Any], split: Split, seed: int) -> ProblemSe
     return loaders[kind](spec, split, seed)
 
 
+def local_files(spec: Mapping[str, Any]) -> list[Path]:
+    """The files that a problem set of kind "file" is read from; none for other kinds."""
+    if spec.get("kind") != "file":
+        return []
+    source = spec["path"]
+    return [Path(path) for path in ([source] if isinstance(source, str) else source.values())]
+
+
 def build_prompt(
     problem: Problem, template: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> str:

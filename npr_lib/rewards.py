@@ -39,6 +39,7 @@ from typing import Any, Literal, TextIO
 
 from npr_lib.schema import ReasoningGraph, ViolationKind, last_boxed, parse
 
+Invalid = Literal["filter", "penalize"]
 Verifier = Callable[[str, Any], bool]  # (predicted, answer) -> right or wrong
 
 PENALTIES: Mapping[ViolationKind, float] = MappingProxyType(
@@ -135,7 +136,7 @@ def stage3_reward(
     r_f: float,
     r_a: float,
     span_share: float = 1.0,
-    invalid: Literal["filter", "penalize"] = "filter",
+    invalid: Invalid = "filter",
     span_bonus: float = 0.0,
 ) -> float:
     """NPR: accuracy. A response with violations (r_f < 0) is left out of loss and statistics,

@@ -16,6 +16,7 @@ from typing import Any
 from npr_lib import WorkbenchError
 from npr_lib.digests import PACKAGE, digest, notebook_digest, source_digest
 from npr_lib.manifest import write_json
+from npr_lib.problems import local_files
 from npr_lib.profile import load_profile
 
 REPOSITORY = PACKAGE.parent
@@ -167,13 +168,16 @@ def fingerprint(
     """What a stage's result depends on, part by part.
 
     Returns:
-        parameters and sections as they are; content digests of the inputs, of the notebook's
-        cells and of the source of `npr_lib`. Two equal fingerprints mean: don't run again.
+        parameters and sections as they are; content digests of the inputs, of the problems' local
+        files, of the notebook's cells and of the source of `npr_lib`. Two equal fingerprints mean:
+        don't run again.
     """
+    files = local_files(profile["problems"]) if "problems" in stage.sections else []
     return {
         "parameters": parameters,
         "sections": {name: profile.get(name) for name in stage.sections},
-        "inputs": {path: digest(run_dir / path) for path in stage.inputs},
+        "inputs": {path: digest(run_dir / path) for path in stage.inputs}
+        | {str(path): digest(path) for path in files},
         "notebook": notebook_digest(notebook),
         "source": source_digest(),
     }

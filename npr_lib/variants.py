@@ -53,12 +53,20 @@ ABLATIONS = (
     Variant("clip: dapo, 2 steps a batch", ("npr.clip=dapo", "npr.grpo.steps_per_generation=8")),
     Variant("span bonus 0.5", ("npr.span_bonus=0.5",)),
     Variant("at most 2 branches", ("engine.max_branches=2",)),
-    Variant("warm-up: a quarter", ("sft.trl.max_steps=50",), first="sft"),
-    Variant("warm-up: half", ("sft.trl.max_steps=100",), first="sft"),
+    Variant("warm-up: 50 steps", ("sft.trl.max_steps=50",), first="sft"),
+    Variant("warm-up: 100 steps", ("sft.trl.max_steps=100",), first="sft"),
     Variant("data from the seed", first="rejection", writer="seed"),
     Variant("SFT of NPR-Zero", first="sft", learner="npr_zero"),
 )
 """Each changes one thing against the first."""
+
+
+def chosen(names: Sequence[str] | None) -> list[Variant]:
+    """The ablations of these names (None: all), in their order. WorkbenchError for another name."""
+    known = [variant.name for variant in ABLATIONS]
+    if unknown := sorted(set(names or ()) - set(known)):
+        raise WorkbenchError(f"no ablation is called {', '.join(unknown)}; there are: {known}")
+    return [variant for variant in ABLATIONS if names is None or variant.name in names]
 
 
 def run_variant(
@@ -98,7 +106,8 @@ def _train(variant: Variant, profile: dict, base: Path, folder: Path, seed: int)
         beta = folder / ("npr_beta" if mode == "parallel" else "sr_beta")
         if variant.first != "papo":
             sft.train(profile, folder, base / variant.learner, seed, mode)
-        elif not beta.exists():
+        elif digest(beta) != digest(base / beta.name):  # not copied, copied in part, or another's
+            shutil.rmtree(beta, ignore_errors=True)
             shutil.copytree(base / beta.name, beta)
         papo.train(profile, folder, beta, seed, mode)
 

@@ -50,6 +50,18 @@ def test_wrong_parts_and_block_widths():
     assert division.blocks == ((2, 2), (1, 1))
 
 
+def test_a_step_is_held_against_the_plan_of_its_index():
+    """Steps in another order (a violation, which sequential decoding permits), and parts in another
+    order within a step, are no work on a wrong part; a step without a plan is."""
+    guideline = "<guideline><plan>1:A,C</plan><plan>2:B</plan></guideline>"
+    steps = "<step>2:B=5+1=6</step><step>1:C=4+1=5,A=7-2=5</step>{}<takeaway>t</takeaway>"
+    division = divide(PARTS, parse(guideline + steps.format("") + "\\boxed{1}"))
+    assert (division.branches, division.wrong_parts) == (2, 0)
+    more = steps.format("<step>3:B=5+1=6</step>")
+    division = divide(PARTS, parse(guideline + more + "\\boxed{1}"))
+    assert (division.branches, division.wrong_parts) == (3, 1)
+
+
 def frame(rng, problems=30, samples=4):
     rows = []
     for p in range(problems):

@@ -72,6 +72,8 @@ def test_no_variance_gives_no_advantage(rewards, scale):
 def test_advantages_refuse_broken_groups():
     with pytest.raises(ValueError, match="groups of 4"):
         advantages(np.zeros(6), 4)
+    with pytest.raises(ValueError, match="batch, group, none, not 'groups'"):
+        advantages(np.zeros(4), 4, "groups")
 
 
 class Capture(TrainerCallback):
@@ -258,6 +260,22 @@ def test_a_mismatch_between_trainer_and_engine_stops(tmp_path, monkeypatch):
         trainer.train()
 
 
+def test_the_largest_gap_of_all_micro_batches_is_logged(tmp_path, monkeypatch):
+    """Not the mean of three largest ones."""
+    trainer = make_trainer(tmp_path, monkeypatch, [1.0, -1] * 6, **SPLITS[1])
+    roll_out = trainer.roll_out
+
+    def tampered(prompts):
+        batch = roll_out(prompts)
+        batch[5].trajectory.logprobs[0] += 9e-4
+        return batch
+
+    trainer.roll_out = tampered
+    trainer.train()
+    logged = trainer.state.log_history[0]["sampling/sampling_logp_difference/max"]
+    assert logged == pytest.approx(9e-4, abs=5e-5)
+
+
 def test_a_logprob_that_is_no_number_stops(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, monkeypatch, [1.0, -1] * 6)
     with pytest.raises(TrainingStoppedError, match="by nan"):
@@ -282,6 +300,8 @@ def test_autocast_rolls_out_and_trains(tmp_path, monkeypatch):
         ("npr.grpo.steps_per_generation=3", "one step a rollout batch"),
         ("npr.grpo.scale_rewards=group", "PAPO has scale_rewards = batch"),
         ("npr.clip=ppo", "one of none, dapo"),
+        ("npr.advantage=std", "one of batch, group, none"),
+        ("npr.invalid=drop", "one of filter, penalize"),
     ],
 )
 def test_a_profile_may_not_contradict_papo(tmp_path, override, message):
@@ -317,7 +337,8 @@ def test_one_prompt_with_two_answers_is_refused(tmp_path, monkeypatch):
 def test_a_collapsed_batch_stops_and_keeps_its_checkpoint(
     tmp_path, monkeypatch, rewards, settings, message
 ):
-    """The second batch collapses; the checkpoint of the first is there to go on from."""
+    """The second batch collapses; the checkpoint of the first is there to go on from, and the batch
+    itself to be looked at."""
     queue = [1.0, -1] * 6 + list(rewards)
     options = dict(max_steps=3, save_strategy="steps", save_steps=1)
     trainer = make_trainer(tmp_path, monkeypatch, queue, **options)
@@ -329,9 +350,12 @@ def test_a_collapsed_batch_stops_and_keeps_its_checkpoint(
         return roll_out(prompts)
 
     trainer.roll_out = collapsing
-    with pytest.raises(TrainingStoppedError, match=f"(?s)step 1: .*{message}"):
+    with pytest.raises(
+        TrainingStoppedError, match=f"(?s)step 1: .*{message}.*checkpoint-1 is kept"
+    ):
         trainer.train()
     assert (tmp_path / "checkpoint-1" / "model.safetensors").exists()
+    assert np.array_equal(recorded(trainer, 1)["reward"], rewards, equal_nan=True)
 
 
 def test_every_step_logs_what_one_needs_to_see(tmp_path, monkeypatch):

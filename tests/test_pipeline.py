@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -293,6 +294,22 @@ def test_every_part_of_the_fingerprint_counts(tmp_path, monkeypatch):
     write_notebook(tmp_path / "notebooks" / "s.ipynb", "s", "1")
     monkeypatch.setattr(stages, "source_digest", lambda package=None: "other")
     assert "source" in stages.why_run(stage, run_dir, now())
+
+
+def test_the_problems_of_a_local_file_are_an_input(tmp_path):
+    stage, run_dir, _ = finished_stage(tmp_path)
+    stage, file = replace(stage, sections=("problems",)), tmp_path / "mine.jsonl"
+    file.write_text('{"problem": "1+1", "answer": "2"}')
+    notebook = tmp_path / "notebooks" / "s.ipynb"
+
+    def now():
+        profile = PROFILE | {"problems": {"kind": "file", "path": {"test": str(file)}}}
+        return stages.fingerprint(stage, profile, {"seed": 0}, run_dir, notebook)
+
+    stages.mark_done(stage, run_dir, now())
+    assert stages.why_run(stage, run_dir, now()) is None
+    file.write_text('{"problem": "1+1", "answer": "3"}')
+    assert stages.why_run(stage, run_dir, now()) == f"changed inputs: {file}"
 
 
 def test_source_digest_sees_every_module(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,7 +16,7 @@ from npr_lib import WorkbenchError
 from npr_lib.engine.branch import Response
 from npr_lib.profile import load_profile
 from npr_lib.tokenizer import tiny_tokenizer
-from npr_lib.train import papo, sft
+from npr_lib.train import dapo, papo, sft, stage
 from npr_lib.train.logs import LogWriter
 from npr_lib.train.rollouts import RolloutTrainer
 
@@ -50,17 +52,17 @@ def read(folder):
     return log, weights
 
 
-def assert_same(one, other):
+def assert_same(one, other, tolerance=1e-6, but=()):
     (log, weights), (log_again, weights_again) = read(one), read(other)
     assert [row["step"] for row in log] == [row["step"] for row in log_again]
     # SFTTrainer counts tokens since the process began
     clocks = {"step_time", "num_tokens"}
     for row, again in zip(log, log_again, strict=True):
         assert row.keys() == again.keys()
-        for name in row.keys() - clocks:
-            assert row[name] == pytest.approx(again[name], abs=1e-6), (row["step"], name)
+        for name in row.keys() - clocks - set(but):
+            assert row[name] == pytest.approx(again[name], abs=tolerance), (row["step"], name)
     for name, tensor in weights.items():
-        assert torch.allclose(tensor, weights_again[name], atol=1e-6), name
+        assert torch.allclose(tensor, weights_again[name], atol=tolerance), name
 
 
 @pytest.mark.parametrize("at", [2, 4, 6])
@@ -95,6 +97,77 @@ def test_papo_goes_on_exactly(tmp_path, monkeypatch, start, at):
     assert not list(folder.glob("checkpoint-*"))
 
 
+def killed_before_the_end(monkeypatch, module, train, *arguments):
+    """All steps are done, the finished model is not saved yet."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(*arguments)
+
+
+@pytest.mark.parametrize("at", [6, 8])
+def test_a_second_epoch_goes_on_exactly(tmp_path, monkeypatch, start, at):
+    """Three steps an epoch; the run goes on from step 4, in the second, or 6, at its end."""
+    profile = load_profile("smoke", ["npr.grpo.max_steps=8", "problems.train=6"])
+    papo.train(profile, tmp_path / "whole", start, 0)
+    with monkeypatch.context() as patch:
+        interrupt(patch, at)
+        with pytest.raises(KeyboardInterrupt):
+            papo.train(profile, tmp_path / "parts", start, 0)
+    papo.train(profile, tmp_path / "parts", start, 0)
+    assert_same(tmp_path / "whole" / "npr", tmp_path / "parts" / "npr")
+    rows, again = (
+        pd.read_parquet(tmp_path / name / "rollouts" / "npr.parquet") for name in ("whole", "parts")
+    )
+    assert rows["completion_ids"].map(str).tolist() == again["completion_ids"].map(str).tolist()
+    assert rows["problem_id"].tolist() == again["problem_id"].tolist()
+    epochs = [rows.loc[rows["step"] // 3 == i, "problem_id"].tolist() for i in (0, 1)]
+    assert set(epochs[0]) == set(epochs[1]) and epochs[0] != epochs[1]
+
+
+def test_a_kill_while_something_is_written_costs_only_that(tmp_path, monkeypatch, start):
+    """A checkpoint without the file that is written last, one with half of it, half a log line."""
+    profile = load_profile("smoke", STEPS)
+    papo.train(profile, tmp_path / "whole", start, 0)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            papo.train(profile, tmp_path / "parts", start, 0)
+    folder = tmp_path / "parts" / "npr"
+    for step, content in ((4, None), (6, '{"global_step": 6, "ma')):
+        cut = shutil.copytree(folder / "checkpoint-2", folder / f"checkpoint-{step}")
+        (cut / "trainer_state.json").unlink()
+        if content is not None:
+            (cut / "trainer_state.json").write_text(content)
+    with (folder / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    papo.train(profile, tmp_path / "parts", start, 0)
+    assert_same(tmp_path / "whole" / "npr", folder)
+
+
+@pytest.mark.parametrize("best", [2, 6])
+def test_a_run_killed_after_its_last_step_is_not_trained_further(
+    tmp_path, monkeypatch, start, best
+):
+    evaluate = RolloutTrainer.evaluate
+
+    def judged(self, *_, **__):
+        return evaluate(self) | {"eval_reward": -abs(self.state.global_step - best)}
+
+    monkeypatch.setattr(RolloutTrainer, "evaluate", judged)
+    profile = load_profile("smoke", STEPS)
+    papo.train(profile, tmp_path / "whole", start, 0)
+    killed_before_the_end(monkeypatch, stage, papo.train, profile, tmp_path / "parts", start, 0)
+    papo.train(profile, tmp_path / "parts", start, 0)
+    assert_same(tmp_path / "whole" / "npr", tmp_path / "parts" / "npr")
+    rows = pd.read_parquet(tmp_path / "parts" / "rollouts" / "npr.parquet")
+    assert rows["step"].unique().tolist() == list(range(6))
+
+
 def test_a_finished_run_is_not_repeated_and_another_begins_anew(tmp_path, start, capsys):
     profile = load_profile("smoke", ["npr.grpo.max_steps=2"])
     folder = papo.train(profile, tmp_path, start, 0)
@@ -108,6 +181,22 @@ def test_a_finished_run_is_not_repeated_and_another_begins_anew(tmp_path, start,
     assert "was trained before" in capsys.readouterr().out
     papo.train(profile, tmp_path, start, 1)
     assert (folder / "model.safetensors").stat().st_mtime_ns > written
+
+
+def test_other_problems_in_the_same_file_are_another_run(tmp_path, start):
+    path = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
+    profile = load_profile("smoke", ["npr.grpo.max_steps=2"])
+    profile["problems"] = {"kind": "file", "path": path}
+
+    def train(answer):
+        for name in path.values():
+            rows = [{"problem": f"A={i};", "answer": answer} for i in range(8)]
+            Path(name).write_text("\n".join(map(json.dumps, rows)))
+        papo.train(profile, tmp_path, start, 0)
+        return set(pd.read_parquet(tmp_path / "rollouts" / "npr.parquet")["answer"])
+
+    assert train("1") == {"1"}
+    assert train("2") == {"2"}
 
 
 def test_the_best_checkpoint_by_validation_is_kept(tmp_path, monkeypatch, start):
@@ -146,6 +235,30 @@ def test_a_checkpoint_inside_a_rollout_batch_is_refused(tmp_path, start):
         papo.train(load_profile("smoke", several), tmp_path, start, 0)
 
 
+def test_a_rollout_batch_of_broken_steps_is_refused(tmp_path, start):
+    """Three parts a batch, two an optimizer step: rollouts of two batches would bear one step."""
+    broken = ["npr_zero.grpo.steps_per_generation=3", "npr_zero.grpo.gradient_accumulation_steps=2"]
+    with pytest.raises(WorkbenchError, match="steps_per_generation = 3 must be a multiple"):
+        dapo.train(load_profile("smoke", broken), tmp_path, start, 0)
+
+
+def test_fewer_validation_problems_than_asked_for_are_refused(tmp_path, start):
+    with pytest.raises(WorkbenchError, match="problems = 9, but the validation split has 8"):
+        papo.train(load_profile("smoke", ["npr.validation.problems=9"]), tmp_path, start, 0)
+
+
+@pytest.mark.parametrize("override", ["npr.validation.problems=9", "npr.validation.every=3"])
+def test_a_call_that_fails_at_once_removes_nothing(tmp_path, start, override):
+    folder = papo.train(load_profile("smoke", ["npr.grpo.max_steps=2"]), tmp_path, start, 0)
+    weights = (folder / "model.safetensors").read_bytes()
+    wrong = ["npr.clip=dapo", "npr.grpo.steps_per_generation=2", override]
+    with pytest.raises(WorkbenchError, match=r"middle of a rollout|split has 8"):
+        papo.train(load_profile("smoke", wrong), tmp_path, start, 0)
+    with pytest.raises(WorkbenchError, match="is not a model folder"):
+        papo.train(load_profile("smoke"), tmp_path, tmp_path / "nothing", 0)
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
 def test_sft_goes_on_exactly(tmp_path, monkeypatch, start):
     response = (
         "<guideline><plan>1:B</plan><plan>2:A</plan></guideline><step>1:B=4+{}</step>"
@@ -164,6 +277,7 @@ def test_sft_goes_on_exactly(tmp_path, monkeypatch, start):
         with pytest.raises(KeyboardInterrupt):
             sft.train(profile, tmp_path / "parts", start, 0)
     assert (tmp_path / "parts" / "npr_beta" / "checkpoint-8").exists()
+    killed_before_the_end(monkeypatch, sft, sft.train, profile, tmp_path / "parts", start, 0)
     sft.train(profile, tmp_path / "parts", start, 0)
     assert_same(tmp_path / "whole" / "npr_beta", tmp_path / "parts" / "npr_beta")
 

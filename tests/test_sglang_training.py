@@ -8,9 +8,10 @@ from trl import GRPOConfig
 
 from npr_lib.engine import SamplingParams, SGLangEngine
 from npr_lib.problems import Problem, ProblemSet
+from npr_lib.train.engines import rollout_engine
 from npr_lib.train.papo import PAPO
 from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer
-from npr_lib.train.stage import DEFAULTS, rollout_engine
+from npr_lib.train.stage import DEFAULTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 

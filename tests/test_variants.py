@@ -54,9 +54,9 @@ def test_a_variant_trains_what_it_changes_and_nothing_twice(base, tmp_path, monk
     assert checkpoint_mode(folder / "npr") == "parallel"
     again = run_variant(Variant("PAPO"), base, tmp_path, 3)
     assert len(calls) == 1 and again["npr"]["text"].tolist() == frames["npr"]["text"].tolist()
-    warm = Variant("warm-up: half", ("sft.trl.max_steps=2",), first="sft", baseline=True)
+    warm = Variant("warm-up: 100 steps", ("sft.trl.max_steps=2",), first="sft", baseline=True)
     assert list(run_variant(warm, base, tmp_path, 0)) == ["npr_beta", "npr", "sr_beta", "sr"]
-    folder = tmp_path / "warm-up_half" / "seed0"
+    folder = tmp_path / "warm-up_100_steps" / "seed0"
     assert calls[1:] == [
         ("sft", base / "seed", 0, "parallel"),
         ("papo", folder / "npr_beta", 0, "parallel"),
@@ -70,6 +70,32 @@ def test_a_variant_with_other_settings_is_not_the_same(base, tmp_path):
     one = run_variant(Variant("x"), base, tmp_path, 0)
     other = run_variant(Variant("x", ("evaluation.samples=3",)), base, tmp_path, 0)
     assert 3 * len(other["npr"]) == 4 * len(one["npr"])  # with the greedy one
+
+
+def test_a_variant_starts_from_the_model_its_run_has_now(base, tmp_path):
+    """After the run was made anew, and after a copy that was cut off."""
+    run = shutil.copytree(base, tmp_path / "run")
+    run_variant(Variant("x"), run, tmp_path, 0)
+    beta = tmp_path / "x" / "seed0" / "npr_beta"
+    model = random_model(random.Random("another"), tiny_tokenizer())
+    model.save_pretrained(run / "npr_beta")
+    run_variant(Variant("x"), run, tmp_path, 0)
+    weights = (run / "npr_beta" / "model.safetensors").read_bytes()
+    assert (beta / "model.safetensors").read_bytes() == weights
+    (tmp_path / "x" / "seed0" / "variant.json").unlink()
+    (beta / "model.safetensors").write_bytes(weights[:1000])
+    run_variant(Variant("x"), run, tmp_path, 0)
+    assert (beta / "model.safetensors").read_bytes() == weights
+
+
+def test_ablations_are_chosen_by_names_that_exist():
+    assert variants.chosen(None) == list(ABLATIONS)
+    assert [v.name for v in variants.chosen(["invalid: filter", "PAPO"])] == [
+        "PAPO",
+        "invalid: filter",
+    ]
+    with pytest.raises(WorkbenchError, match=r"no ablation is called Papo; there are: .*PAPO"):
+        variants.chosen(["Papo"])
 
 
 def test_a_run_without_stage_2_is_refused(base, tmp_path):

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
+    TrainerState,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from npr_lib import WorkbenchError
 from npr_lib.digests import TRAINING, digest, source_digest
@@ -30,40 +33,86 @@ from npr_lib.trajectory import Mode
 
 def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A Hugging Face folder as (model, tokenizer); WorkbenchError if it is none."""
-    if not (Path(path) / "config.json").is_file():
-        raise WorkbenchError(f"{path} is not a model folder: it has no config.json")
+    _check_model(path)
     model = AutoModelForCausalLM.from_pretrained(path)
     # before an engine is made over it: the KV pool lies where the model is
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, AutoTokenizer.from_pretrained(path)
 
 
+def _check_model(path: Path | str) -> None:
+    if not (Path(path) / "config.json").is_file():
+        raise WorkbenchError(f"{path} is not a model folder: it has no config.json")
+
+
 def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> str | None:
     """The trainer's last checkpoint in `folder` if it belongs to this very run; else an emptied
-    folder and None.
+    folder (which is said, where something was in it) and None.
 
     What a run is: `settings` (as JSON), the content of the model folder `source` and the source of
-    `npr_lib`.
+    `npr_lib`. WorkbenchError if `source` is no model folder.
     """
+    _check_model(source)  # before anything is removed
     identity = {
         "settings": json.loads(json.dumps(settings, default=str)),
         "source": digest(source),
         "npr_lib": source_digest(),
     }
+    with PartialState().main_process_first():  # the others find what it leaves
+        return _begin(folder, identity)
+
+
+def _begin(folder: Path, identity: Mapping[str, Any]) -> str | None:
     record = folder / TRAINING
     if record.exists() and json.loads(record.read_text(encoding="utf-8")) == identity:
-        return get_last_checkpoint(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+        return _last_checkpoint(folder)
+    if folder.exists():
+        print(f"{folder} begins anew: what is there is of other settings, input or source")
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     write_json(record, identity)
     return None
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint. One whose writing was cut off is removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in reversed(found):
+        try:  # the trainer's state is written last
+            TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+        except (FileNotFoundError, json.JSONDecodeError):
+            shutil.rmtree(path)
+        else:
+            return str(path)
+    return None
+
+
+def train(trainer: Trainer, resume: str | None) -> None:
+    """Train to the end, from the checkpoint that `begin_training` gave."""
+    if resume is not None:
+        state = TrainerState.load_from_json(str(Path(resume) / TRAINER_STATE_NAME))
+        if state.global_step >= state.max_steps:  # the trainer would make one step too many
+            best = state.best_global_step if trainer.args.load_best_model_at_end else None
+            number = best or state.global_step
+            trainer._load_from_checkpoint(str(Path(resume).with_name(f"checkpoint-{number}")))
+            return
+    trainer.train(resume_from_checkpoint=resume)
 
 
 def save_checkpoint(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, mode: Mode
 ) -> None:
     """The finished model as a Hugging Face folder, and `npr.json` that says in which mode it was
-    trained. The trainer's own checkpoints are removed."""
+    trained. The trainer's own checkpoints are removed. The main process does it, the others wait.
+    """
+    if PartialState().is_main_process:
+        _save(model, tokenizer, folder, mode)
+    PartialState().wait_for_everyone()
+
+
+def _save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, mode: Mode
+) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "npr.json").write_text(json.dumps({"mode": mode}) + "\n")

@@ -20,12 +20,13 @@ bad as good, so that there is something to decide and something to gain.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from npr_lib.parts import Parts, parent, values
-from npr_lib.problems import build_prompt, load_problems
+from npr_lib.problems import SHARES, build_prompt, load_problems, split_of
 
 KINDS = ("valid", "malformed", "plain", "drill")
 Known = dict[str, int | None]  # label -> the value written for it; None: "?"
@@ -60,6 +61,9 @@ def corpus(profile: Mapping[str, Any], seed: int) -> Iterator[Document]:
     prompts = [build_prompt(problem, profile["prompt"]) for problem in problems]
     draw = random.Random(seed)
     shares = [spec[kind] for kind in KINDS]
+    terms = profile["problems"].get("terms", 4)
+    chain = re.compile(rf"(?<![+-])\d(?:[+-]\d){{{terms - 1}}}(?![+-])")
+    owners = profile["problems"].get("shares", SHARES)
     while True:
         i = draw.randrange(len(problems))
         kind = draw.choices(KINDS, shares)[0]
@@ -73,7 +77,10 @@ def corpus(profile: Mapping[str, Any], seed: int) -> Iterator[Document]:
                 names = [k for k in MALFORMATIONS if not (alone and k in NEED_TWO_STEPS)]
                 kind = draw.choice(names)
             pieces = ((_response(kind, parts, blocks, spec["careless"], draw), True),)
-        yield Document(prompts[i], pieces, kind)
+        document = Document(prompts[i], pieces, kind)
+        # a careless value makes the part that needs it compute a chain of perhaps another split
+        if all(split_of(text, owners) == "train" for text in chain.findall(document.response)):
+            yield document
 
 
 # ---------------------------------------------------------------- how a problem is divided
@@ -87,10 +94,10 @@ def plan_blocks(
     while left:
         done = set(parts) - set(left)
         chosen = [label for label in left if parent(parts[label]) in done | {None}]
-        if draw.random() < spec["wide"]:
-            chosen = left
-        # which part plan i names must be looked up: in independent problems, any of them
-        start = 0 if any(map(parent, parts.values())) else draw.randrange(len(chosen))
+        if len(chosen) == len(left) or draw.random() >= spec["wide"]:
+            start = draw.randrange(len(chosen))  # which part plan i names must be looked up
+        else:
+            chosen, start = left, 0
         blocks.append(_groups(chosen[start:] + chosen[:start], draw, split))
         left = [label for label in left if label not in chosen]
     return blocks

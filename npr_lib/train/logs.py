@@ -22,20 +22,24 @@ def log_to(trainer: Trainer, folder: Path) -> None:
 class LogWriter(TrainerCallback):
     """Every logged step as a line of `log.jsonl`, and as progress.
 
-    A run that goes on from a checkpoint drops the lines after it: their steps come again.
+    A run that goes on from a checkpoint drops the lines after it: their steps come again. So does
+    a last line that was cut off.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "log.jsonl"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= state.global_step]
         self.path.write_text("".join(kept) if state.global_step else "")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        if "train_runtime" in logs:
+        if "train_runtime" in logs or not state.is_world_process_zero:
             return
         with self.path.open("a") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")

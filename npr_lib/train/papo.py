@@ -37,13 +37,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from npr_lib import WorkbenchError
 from npr_lib.engine import SamplingParams
-from npr_lib.rewards import stage3_reward
+from npr_lib.rewards import Invalid, stage3_reward
 from npr_lib.train.rollouts import RolloutSettings
 from npr_lib.train.stage import run_stage
 from npr_lib.trajectory import Mode
@@ -58,8 +58,10 @@ def advantages(rewards: np.ndarray, group_size: int, scale: Scale = "batch") -> 
 
     scale: what the difference to the group's mean is divided by (+ 1e-4): the sample std (n - 1)
     of the batch or of the group, or nothing. Raises ValueError if B is not a multiple of
-    `group_size`.
+    `group_size`, or for another scale.
     """
+    if scale not in get_args(Scale):
+        raise ValueError(f"scale is one of {', '.join(get_args(Scale))}, not {scale!r}")
     rewards = np.asarray(rewards, np.float64)
     if rewards.ndim != 1 or len(rewards) % group_size:
         raise ValueError(f"rewards of shape {rewards.shape} are not groups of {group_size}")
@@ -87,8 +89,10 @@ CLIPS: dict[str, dict[str, float]] = {"none": {}, "dapo": {"epsilon": 0.2, "epsi
 
 def grpo_fields(section: dict[str, Any]) -> dict[str, Any]:
     """The GRPOConfig fields of a profile's section `npr`; WorkbenchError where they contradict."""
-    if section["clip"] not in CLIPS:
-        raise WorkbenchError(f"npr.clip = {section['clip']!r}; it is one of {', '.join(CLIPS)}")
+    choices = {"clip": CLIPS, "advantage": get_args(Scale), "invalid": get_args(Invalid)}
+    for key, known in choices.items():
+        if section[key] not in known:
+            raise WorkbenchError(f"npr.{key} = {section[key]!r}; it is one of {', '.join(known)}")
     fixed = {**PAPO, **CLIPS[section["clip"]], "scale_rewards": section["advantage"]}
     for key, value in section["grpo"].items():
         if fixed.get(key, value) != value:

@@ -1,10 +1,19 @@
 """Self-distillation: NPR-Zero's own responses, sampled and filtered (paper section 3.2).
 
-Up to K samples a problem; the first that is correct and has no violation is kept. No teacher.
+Up to K samples a problem; one that is correct and has no violation is kept. No teacher. Which one
+is a setting, `keep`:
+
+    first   the first such sample (the paper)
+    rare    of all such samples, the one with the rarest number of blocks among those kept so far.
+            What sequential decoding seldom does would be lost on the next stage, though it may be
+            what parallel decoding needs: a division into several blocks, where a branch would
+            otherwise have to see its sibling. Stage 3 can only strengthen what is still there.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +25,7 @@ from npr_lib.engine.sampling import mix
 from npr_lib.problems import build_prompt, load_problems
 from npr_lib.progress import report_progress
 from npr_lib.train.checkpoints import load_checkpoint
-from npr_lib.trajectory import to_rows
+from npr_lib.trajectory import Trajectory, to_rows
 
 
 def collect(
@@ -29,32 +38,37 @@ def collect(
     nothing at all was kept.
     """
     section = profile["rejection"]
+    if section["keep"] not in ("first", "rare"):
+        raise WorkbenchError(f"rejection.keep = {section['keep']!r}; it is one of first, rare")
     model, tokenizer = load_checkpoint(input_checkpoint)
     engine = TorchEngine(model, tokenizer, EngineConfig(**profile["engine"]))
-    problems = load_problems(profile["problems"], "train", seed)
-    open_problems = list(problems)[: section["problems"]]
-    tried, kept = len(open_problems), []
+    problem_set = load_problems(profile["problems"], "train", seed)
+    problems = list(problem_set)[: section["problems"]]
+    found: dict[str, list[tuple[int, Trajectory]]] = {problem.id: [] for problem in problems}
+    open_problems = problems
     for attempt in range(section["k"]):
         params = SamplingParams(**{**section["sampling"], "seed": mix(seed, attempt)})
         prompts = [build_prompt(p, profile["prompt"], tokenizer) for p in open_problems]
         trajectories = engine.generate(prompts, params, mode="sequential")
-        missed = []
         for problem, trajectory in zip(open_problems, trajectories, strict=True):
             graph = trajectory.graph
-            if graph.valid and problems.verify(graph.boxed, problem):
-                kept.append((attempt, problem, trajectory))
-            else:
-                missed.append(problem)
-        open_problems = missed
-        report_progress(attempt + 1, section["k"], part="rejection", kept=len(kept))
+            if graph.valid and problem_set.verify(graph.boxed, problem):
+                found[problem.id].append((attempt, trajectory))
+        if section["keep"] == "first":
+            open_problems = [problem for problem in problems if not found[problem.id]]
+        report_progress(
+            attempt + 1, section["k"], part="rejection", kept=sum(map(bool, found.values()))
+        )
         if not open_problems:
             break
+    depths: Counter[int] = Counter()
+    kept = [(*_rarest(found[p.id], depths), p) for p in problems if found[p.id]]
     if not kept:
         raise WorkbenchError(
-            f"rejection sampling kept none of {tried} problems after {section['k']} samples each: "
-            f"{input_checkpoint} does not yet write valid, correct responses"
+            f"rejection sampling kept none of {len(problems)} problems after {section['k']} "
+            f"samples each: {input_checkpoint} does not yet write valid, correct responses"
         )
-    attempts, chosen, trajectories = zip(*kept, strict=True)
+    attempts, trajectories, chosen = zip(*kept, strict=True)
     frame = to_rows(
         trajectories,
         problem_id=[p.id for p in chosen],
@@ -63,5 +77,14 @@ def collect(
         attempt=attempts,
     )
     frame.to_parquet(Path(run_dir) / "rejection.parquet", index=False)
-    frame.attrs |= {"tried": tried, "without": len(open_problems)}
+    frame.attrs |= {"tried": len(problems), "without": len(problems) - len(kept)}
     return frame
+
+
+def _rarest(
+    samples: Sequence[tuple[int, Trajectory]], depths: Counter[int]
+) -> tuple[int, Trajectory]:
+    """The sample whose number of blocks has been chosen least so far, the first among equals."""
+    chosen = min(samples, key=lambda sample: depths[len(sample[1].graph.blocks)])
+    depths[len(chosen[1].graph.blocks)] += 1
+    return chosen

@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 from npr_lib import WorkbenchError
@@ -34,6 +36,7 @@ from npr_lib.layout import BatchLayout, stack_layouts
 from npr_lib.problems import Problem, ProblemSet, build_prompt
 from npr_lib.rewards import format_reward
 from npr_lib.schema import TAGS
+from npr_lib.train.order import EpochOrder
 from npr_lib.trajectory import Mode, Trajectory, write_rollouts
 
 # `rollout_func` may change with TRL's next minor version, which pyproject.toml therefore excludes.
@@ -140,9 +143,6 @@ class RolloutTrainer(GRPOTrainer):
             for i, group in zip(dead, self._groups(drawn, attempt), strict=True):
                 if not _equal(group):
                     groups[i] = group
-        flat = [_equal(group) for group in groups]
-        self._flat = self._flat + 1 if all(flat) else 0
-        self._log_metric("zero_variance_groups", float(np.mean(flat)))
         return [rollout for group in groups for rollout in group]
 
     def _groups(self, prompts: Sequence[str], attempt: int) -> list[list[Rollout]]:
@@ -180,34 +180,54 @@ class RolloutTrainer(GRPOTrainer):
         return metrics
 
     def log_batch(self, batch: Sequence[Rollout]) -> None:
-        """Metrics of a rollout batch; TrainingStoppedError when training can't go on: too few
-        responses are valid, or rollouts have taught nothing for a while."""
+        """Metrics of a rollout batch (of all processes)."""
+        size = self.num_generations
+        flat = [_equal(batch[i : i + size]) for i in range(0, len(batch), size)]
+        self._flat = self._flat + 1 if all(flat) else 0
+        self._log_metric("zero_variance_groups", float(np.mean(flat)))
         for name, value in summarize(batch).items():
             self._log_metric(name, value)
         self._log_metric("off_policy", float(not self.settings.params.on_policy))
+
+    def _check(self, batch: Sequence[Rollout]) -> None:
+        """TrainingStoppedError when training can't go on: too few responses are valid, or rollouts
+        have taught nothing for a while."""
         step, valid = self.state.global_step, np.mean([r.format_reward == 0 for r in batch])
         if valid < self.settings.min_kept:
             raise TrainingStoppedError(
                 f"step {step}: {valid:.0%} of the responses are valid, below the floor of "
                 f"{self.settings.min_kept:.0%}: the format collapses. Lower the learning rate, or "
-                "use invalid='penalize'. The last checkpoint is kept"
+                f"use invalid='penalize'. {self._kept()}"
             )
         if self._flat >= self.settings.max_flat:
-            rewards = sorted({rollout.reward for rollout in batch})
+            rewards = ", ".join(sorted({f"{rollout.reward:g}" for rollout in batch}))
             raise TrainingStoppedError(
                 f"step {step}: {self._flat} rollout batches in a row had no group with different "
                 f"rewards (the last had {rewards}), so nothing can be learnt from them. All right: "
                 "train for fewer steps or on harder problems. All wrong or filtered: start from a "
-                "better model, lower the learning rate, or raise the samples a problem. The last "
-                "checkpoint is kept"
+                "better model, lower the learning rate, or raise the samples a problem. "
+                f"{self._kept()}"
             )
+
+    def _kept(self) -> str:
+        folder = self.args.output_dir
+        if (last := get_last_checkpoint(folder)) is None:
+            return "There is no checkpoint yet"
+        return f"{last} is kept; training into {folder} with other settings removes it"
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochOrder:
+        return EpochOrder(super()._get_train_sampler(dataset), self)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._inputs = None
         output = super()._generate_and_score_completions(inputs)
         widths = output["prompt_ids"].shape[1], output["completion_ids"].shape[1]
         output |= self._engine_tensors(*widths)
-        self._record(output["advantages"].tolist())
+        batch = gather_object(self._batch)
+        advantages = self.accelerator.gather(output["advantages"]).tolist()
+        if self.accelerator.is_main_process:
+            self._record(batch, advantages)
+        self._check(batch)
         return output
 
     def _engine_tensors(self, prompt_width: int, width: int) -> dict[str, torch.Tensor]:
@@ -222,8 +242,8 @@ class RolloutTrainer(GRPOTrainer):
         tensors["engine_logprobs"] = logprobs
         return {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
 
-    def _record(self, advantages: Sequence[float]) -> None:
-        batch, size, step = self._batch, self.num_generations, self.state.global_step
+    def _record(self, batch: Sequence[Rollout], advantages: Sequence[float]) -> None:
+        size, step = self.num_generations, self.state.global_step
         write_rollouts(
             Path(self.args.output_dir) / "rollouts" / f"{step:06d}.parquet",
             [rollout.trajectory for rollout in batch],
@@ -312,15 +332,18 @@ class RolloutTrainer(GRPOTrainer):
         own_BT = ~engine_BT.isnan()
         tags_BT = torch.isin(ids_BT, self.tag_ids.to(ids_BT.device))
         for name, chosen_BT in (("tags", own_BT & tags_BT), ("others", own_BT & ~tags_BT)):
-            if chosen_BT.any():
-                mean = entropies_BT[chosen_BT].mean().item()
-                self._metrics["train"][f"entropy/{name}"].append(mean)
+            own = torch.stack([entropies_BT[chosen_BT].sum(), chosen_BT.sum()])
+            total, count = self.accelerator.gather(own[None]).sum(dim=0).tolist()
+            if count:
+                self._metrics["train"][f"entropy/{name}"].append(total / count)
 
     def _compare(self, logprobs_BT: torch.Tensor, engine_BT: torch.Tensor) -> None:
         gaps = (logprobs_BT - engine_BT).abs()
-        gap = gaps[~engine_BT.isnan()].max().item()
-        # not _log_metric: that is for reward functions, and is flushed before the loss
-        self._metrics["train"]["sampling/sampling_logp_difference/max"].append(gap)
+        gap = self.accelerator.gather(gaps[~engine_BT.isnan()].max()).max().item()
+        # not _log_metric: that is for reward functions, and is flushed before the loss. TRL logs
+        # the mean of what is in the list, which is to be the largest gap of all micro-batches
+        seen = self._metrics["train"]["sampling/sampling_logp_difference/max"]
+        seen[:] = [float(np.max([*seen, gap]))]
         if not gap <= self.settings.max_logprob_gap:  # nan is no agreement
             raise TrainingStoppedError(
                 f"step {self.state.global_step}: a trainer's logprob differs from the engine's by "
@@ -335,7 +358,7 @@ def _roll_out(prompts: Sequence[str], trainer: RolloutTrainer) -> dict[str, list
     if any(prompts[i] != prompts[i - i % size] for i in range(len(prompts))) or len(prompts) % size:
         raise ValueError("each process needs whole groups: make its batch a multiple of the group")
     batch = trainer._batch = trainer.roll_out(prompts[::size])
-    trainer.log_batch(batch)
+    trainer.log_batch(gather_object(batch))
     kept = [not math.isnan(rollout.reward) for rollout in batch]
     everything = trainer.settings.engine_tokens
     return {

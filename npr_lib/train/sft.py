@@ -29,6 +29,7 @@ from npr_lib.engine.attention import use_npr_attention
 from npr_lib.layout import Layout, causal_layout, layout, sampled_tokens, stack_layouts
 from npr_lib.schema import parse
 from npr_lib.tokenizer import TagIds, add_tag_tokens, encode, render_ids
+from npr_lib.train import checkpoints
 from npr_lib.train.checkpoints import begin_training, load_checkpoint, save_checkpoint
 from npr_lib.train.logs import log_to
 from npr_lib.train.stage import DEFAULTS
@@ -133,6 +134,6 @@ def train(
         data_collator=Collator(tokenizer.pad_token_id, tags, mode),
     )
     log_to(trainer, folder)
-    trainer.train(resume_from_checkpoint=resume)
+    checkpoints.train(trainer, resume)
     save_checkpoint(model, tokenizer, folder, mode)
     return folder

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from accelerate import PartialState
 from trl import GRPOConfig
 
 from npr_lib import WorkbenchError
-from npr_lib.engine import Engine, EngineConfig, SGLangEngine, TorchEngine
-from npr_lib.problems import load_problems
+from npr_lib.digests import digest
+from npr_lib.problems import load_problems, local_files
+from npr_lib.train import checkpoints
 from npr_lib.train.checkpoints import begin_training, load_checkpoint, save_checkpoint
+from npr_lib.train.engines import rollout_engine
 from npr_lib.train.logs import log_to
 from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer
 
@@ -52,15 +52,51 @@ def run_stage(
     A run that was interrupted goes on from its last checkpoint, to the same result; one that was
     finished before, with the same settings, is not repeated.
     """
-    folder, every = Path(run_dir) / name, section["validation"]["every"]
+    folder = Path(run_dir) / name
+    args = _arguments(name, folder, section["validation"]["every"], fields, settings, seed)
+    validation = load_problems(profile["problems"], "validation", seed)
+    if len(validation) < section["validation"]["problems"]:
+        raise WorkbenchError(
+            f"{name}.validation.problems = {section['validation']['problems']}, but the validation "
+            f"split has {len(validation)} (problems.validation)"
+        )
     task = {key: profile[key] for key in ("prompt", "problems", "engine")}
-    identity = {"task": task, "section": section, "fields": fields, "seed": seed}
+    files = {str(path): digest(path) for path in local_files(profile["problems"])}
+    identity = {"task": task, "files": files, "section": section, "fields": fields, "seed": seed}
     resume = begin_training(folder, input_checkpoint, identity)
     if (folder / "npr.json").exists():
         print(f"{folder} was trained before, with the same settings: nothing to do")
         _gather_rollouts(folder, run_dir)
         return folder
     model, tokenizer = load_checkpoint(input_checkpoint)
+    with rollout_engine(model, tokenizer, profile["engine"], input_checkpoint) as engine:
+        trainer = RolloutTrainer(
+            model,
+            tokenizer,
+            args,
+            engine,
+            load_problems(profile["problems"], "train", seed),
+            validation[: section["validation"]["problems"]],
+            profile["prompt"],
+            settings,
+        )
+        log_to(trainer, folder)
+        checkpoints.train(trainer, resume)
+    _gather_rollouts(folder, run_dir)
+    save_checkpoint(model, tokenizer, folder, settings.mode)
+    return folder
+
+
+def _arguments(
+    name: str,
+    folder: Path,
+    every: int,
+    fields: dict[str, Any],
+    settings: RolloutSettings,
+    seed: int,
+) -> GRPOConfig:
+    """TRL's arguments; WorkbenchError unless rollout batches begin and end with optimizer steps,
+    and checkpoints with rollout batches."""
     args = GRPOConfig(
         **{
             **DEFAULTS,
@@ -79,60 +115,25 @@ def run_stage(
             "remove_unused_columns": False,
         }
     )
-    updates = args.steps_per_generation // args.gradient_accumulation_steps
-    if every % max(1, updates):
+    updates, rest = divmod(args.steps_per_generation, args.gradient_accumulation_steps)
+    if rest:
+        raise WorkbenchError(
+            f"{name}.grpo.steps_per_generation = {args.steps_per_generation} must be a multiple of "
+            f"gradient_accumulation_steps = {args.gradient_accumulation_steps}: an optimizer step "
+            "is made of whole parts of one rollout batch"
+        )
+    if every % updates:
         raise WorkbenchError(
             f"{name}: a checkpoint every {every} steps falls into the middle of a rollout batch, "
             f"which makes {updates} steps; validation.every must be a multiple of that"
         )
-    validation = load_problems(profile["problems"], "validation", seed)
-    with rollout_engine(model, tokenizer, profile["engine"], input_checkpoint) as engine:
-        trainer = RolloutTrainer(
-            model,
-            tokenizer,
-            args,
-            engine,
-            load_problems(profile["problems"], "train", seed),
-            validation[: section["validation"]["problems"]],
-            profile["prompt"],
-            settings,
-        )
-        log_to(trainer, folder)
-        trainer.train(resume_from_checkpoint=resume)
-    _gather_rollouts(folder, run_dir)
-    save_checkpoint(model, tokenizer, folder, settings.mode)
-    return folder
-
-
-@contextmanager
-def rollout_engine(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Mapping[str, Any],
-    checkpoint: Path,
-) -> Iterator[Engine]:
-    """The engine that a profile's section `engine` names, on the weights of this model.
-
-    checkpoint: the model's folder, from which SGLang starts; it gets the weights from the trainer.
-    """
-    config = EngineConfig(**settings)
-    if config.backend == "torch":
-        yield TorchEngine(model, tokenizer, config)
-        return
-    own: dict[str, Any] = {"model": model, "tokenizer": tokenizer}
-    if config.backend == "sglang":
-        own |= {"model_path": checkpoint, "dtype": str(model.dtype).removeprefix("torch.")}
-    else:
-        own["url"] = config.backend
-    engine = SGLangEngine(config=config, **own)
-    try:
-        yield engine
-    finally:
-        engine.shutdown()
+    return args
 
 
 def _gather_rollouts(folder: Path, run_dir: Path) -> None:
     """All rollout batches of a training folder as one table."""
+    if not PartialState().is_main_process:
+        return
     path = Path(run_dir) / "rollouts" / f"{folder.name}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = sorted((folder / "rollouts").glob("*.parquet"))
