@@ -199,33 +199,33 @@ def _add_request(
     run = getattr(req, "npr_run", None)
     if run is None:
         return original(adder, req, has_chunked_req, *args, **kw)
-    family, admitted, families = run.family, run.family.admitted, _STATE["families"]
+    family, families = run.family, _STATE["families"]
+    admitted, expected = family.admitted, families.expected(family)
     new = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
-    if admitted and new + 1 > adder.cur_rem_tokens:
-        return AddReqResult.OTHER
     if has_chunked_req and new > adder.rem_chunk_tokens:  # SGLang prefills one in chunks at a time
         return AddReqResult.OTHER
-    expected = families.expected(family)
-    if not admitted and expected - len(req.prefix_indices) > adder.rem_total_tokens:
-        return AddReqResult.NO_TOKEN
     if not run.before and new > _WORTH_WAITING and families.repeated(family, adder.can_run_list):
         return AddReqResult.OTHER
-    _STATE["adding"] = True
-    try:
-        result = original(adder, req, has_chunked_req, *args, **kw)
-    finally:
-        _STATE["adding"] = False
+    result = original(adder, req, has_chunked_req, *args, **kw)
     added = bool(adder.can_run_list) and adder.can_run_list[-1] is req
     if added and not admitted:
         family.admitted = True
         adder.memory_budget.total_offset += max(0, expected - len(req.full_untruncated_fill_ids))
-    return AddReqResult.CONTINUE if added and result == AddReqResult.NO_TOKEN else result
+    if result == AddReqResult.NO_TOKEN and (added or admitted):
+        return AddReqResult.CONTINUE if added else AddReqResult.OTHER
+    return result
 
 
 def _prefill_budget(original: Callable, adder: Any, req: Any, **kw: Any) -> tuple:
-    if _STATE.get("adding"):
-        return True, adder.rem_chunk_tokens
-    return original(adder, req, **kw)
+    """Whether a carrier fits; asked while its cached prefix is locked, and so not counted free."""
+    run = getattr(req, "npr_run", None)
+    if run is None:
+        return original(adder, req, **kw)
+    fits = kw["extend_input_len"] + 1 <= adder.cur_rem_tokens
+    if not run.family.admitted:
+        expected = _STATE["families"].expected(run.family)
+        fits = fits and expected - len(req.prefix_indices) <= adder.rem_total_tokens
+    return (True, adder.rem_chunk_tokens) if fits else (False, None)
 
 
 def _running_offset(original: Callable, adder: object, req: Any) -> float:
