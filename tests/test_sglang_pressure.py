@@ -14,22 +14,20 @@ pytestmark = pytest.mark.slow
 MODEL = model_of_type("qwen3")
 
 
-async def run_all(engine, trajectories, rng, abort_share):
-    """Replay all at once, withdrawing some on the way: (outputs, the withdrawn indices). A watchdog
-    proves progress: some request ends at least every 60 seconds."""
+async def run_all(engine, requests, rng, abort_share):
+    """Send all (prompt ids, sampling parameters) within two seconds, withdrawing some on the way:
+    (outputs, the withdrawn indices). A watchdog proves progress: some request ends at least every
+    60 seconds."""
     sglang = engine.backend.engine
     manager = sglang.tokenizer_manager
-    aborted = {i for i in range(len(trajectories)) if rng.random() < abort_share}
+    aborted = {i for i in range(len(requests)) if rng.random() < abort_share}
     ended = 0
 
-    async def one(index, t):
+    async def one(index, prompt, sampling):
         nonlocal ended
         await asyncio.sleep(rng.random() * 2)
-        settings = engine.replay_settings(t, "parallel")
         call = sglang.async_generate(
-            input_ids=t.prompt_ids,
-            sampling_params={"max_new_tokens": t.work, "custom_params": pack(settings)},
-            rid=f"request-{index}-",
+            input_ids=prompt, sampling_params=sampling, rid=f"request-{index}-"
         )
         task = asyncio.create_task(call)
         if index in aborted:
@@ -39,12 +37,17 @@ async def run_all(engine, trajectories, rng, abort_share):
         ended += 1
         return output
 
-    work = asyncio.gather(*(one(i, t) for i, t in enumerate(trajectories)))
+    work = asyncio.gather(*(one(i, *request) for i, request in enumerate(requests)))
     while not work.done():
         before = ended
         await asyncio.wait([work], timeout=60)
-        assert work.done() or ended > before, f"no progress: {ended} of {len(trajectories)} ended"
+        assert work.done() or ended > before, f"no progress: {ended} of {len(requests)} ended"
     return work.result(), aborted
+
+
+def replay(engine, t, mode="parallel"):
+    settings = engine.replay_settings(t, mode)
+    return t.prompt_ids, {"max_new_tokens": t.work, "custom_params": pack(settings)}
 
 
 @pytest.mark.timeout(600)
@@ -70,7 +73,8 @@ def test_three_hundred_requests_in_a_small_pool(running, chunk, monkeypatch, tmp
         schedule_conservativeness=0.02,
     ) as engine:
         loop = engine.backend.engine.loop
-        outputs, aborted = loop.run_until_complete(run_all(engine, trajectories, rng, 0.3))
+        requests = [replay(engine, t) for t in trajectories]
+        outputs, aborted = loop.run_until_complete(run_all(engine, requests, rng, 0.3))
         withdrawn = 0
         retractions = 0
         for index, (output, t) in enumerate(zip(outputs, trajectories, strict=True)):
@@ -91,3 +95,45 @@ def test_three_hundred_requests_in_a_small_pool(running, chunk, monkeypatch, tmp
         assert engine.report()["num_used"] == engine.report()["families"] == 0
         engine.weights_changed()
         assert engine.report()["num_cached"] == 0
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed, running, chunk", [(2, 60, 8), (4, 2, 32), (12, 20, 32)])
+def test_families_and_ordinary_requests_in_each_others_way(
+    seed, running, chunk, monkeypatch, tmp_path
+):
+    """A quarter are ordinary requests, some as large as the pool; 250 in all."""
+    rng = random.Random(seed)
+    config = EngineConfig(max_depth=2)
+    trajectories = []
+    for number in range(12):
+        params = {"max_tokens": rng.choice([40, 120, 250]), "max_span": rng.choice([None, 50])}
+        trajectories += written_by_policy(MODEL, monkeypatch, number, config, params, n=4)
+    slots = int(1.15 * max(len(t.prompt_ids) + t.work for t in trajectories))
+    options = {"max_total_tokens": slots, "max_running_requests": running}
+    with sglang_engine(MODEL, tmp_path, config, chunked_prefill_size=chunk, **options) as engine:
+        requests, replayed = [], {}
+        for index in range(250):
+            if rng.random() < 0.25:
+                plain = {"max_new_tokens": rng.choice([10, 60, slots - 20]), "temperature": 0}
+                requests.append(([20 + index % 9, 21, 22], plain))
+            else:
+                replayed[index] = t = trajectories[index % len(trajectories)]
+                requests.append(replay(engine, t, rng.choice(["parallel", "sequential"])))
+        loop = engine.backend.engine.loop
+        outputs, aborted = loop.run_until_complete(run_all(engine, requests, rng, 0.25))
+        retractions = {True: 0, False: 0}
+        for index, output in enumerate(outputs):
+            meta = output["meta_info"]
+            if meta["finish_reason"]["type"] == "abort":
+                assert index in aborted
+                continue
+            retractions[index in replayed] += meta["num_retractions"]
+            if index in replayed:
+                again = from_wire(meta[KEY][-1]["trajectory"], requests[index][0])
+                assert again.completion_ids == replayed[index].completion_ids
+                if index % 10 == 0:
+                    check_against_dense(MODEL, again)
+        print("retracted: families", retractions[True], "ordinary", retractions[False])
+        assert retractions[True] > 0
+        assert engine.report()["num_used"] == engine.report()["families"] == 0
