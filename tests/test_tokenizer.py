@@ -88,8 +88,8 @@ def test_tiny_tokenizer_round_trips_any_text(text):
 
 
 def test_tiny_tokens_are_what_they_should_be():
-    assert [TINY.decode([i]) for i in encode("<plan>1:42+7;\\boxed{99}total007", TINY)] == [
-        *["<plan>", "1", ":", "42", "+", "7", ";", "\\boxed{", "99", "}", "total", "0", "0", "7"]
+    assert [TINY.decode([i]) for i in encode("<plan>1:42+7;\\boxed{99}values007", TINY)] == [
+        *["<plan>", "1", ":", "42", "+", "7", ";", "\\boxed{", "99", "}", "values", "0", "0", "7"]
     ]
 
 
