@@ -22,7 +22,7 @@ import pandas as pd
 
 from npr_lib.graph import ReasoningGraph
 from npr_lib.metrics import Estimate, interval
-from npr_lib.parts import Parts, levels, parent, read
+from npr_lib.parts import Parts, levels, parent, read, ready
 from npr_lib.schema import parse
 
 KINDS = ("divided", "shared", "blind", "broken")
@@ -51,8 +51,7 @@ def divide(parts: Parts, graph: ReasoningGraph) -> Division:
     branches, wrong, blocks = 0, 0, []
     for block in graph.blocks:
         plans = [plan.text.split(",") for plan in block.plans]
-        ready = [p for p in parts if p not in done and parent(parts[p]) in done | {None}]
-        blocks.append((len(ready), len(plans)))
+        blocks.append((len(ready(parts, done)), len(plans)))
         for labels in plans:
             seen = set(done)
             shared |= len(labels) > 1

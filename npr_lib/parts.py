@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
 QUESTION = "values?"
@@ -86,6 +86,12 @@ def levels(parts: Parts) -> dict[str, int]:
         return 0 if above is None else level(above) + 1
 
     return {label: level(label) for label in parts}
+
+
+def ready(parts: Parts, done: Collection[str]) -> list[str]:
+    """The parts that can be worked out next: not done, and their parent, if any, is."""
+    above = {label: parent(expression) for label, expression in parts.items()}
+    return [p for p in parts if p not in done and (above[p] is None or above[p] in done)]
 
 
 def write(parts: Parts) -> str:

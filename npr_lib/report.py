@@ -109,9 +109,18 @@ def read_tokenizer(run_dir: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(Path(run_dir) / made[-1])
 
 
+DECODINGS = (("T = 1", False), ("greedy", True))
+"""What a decoding is called, and whether it is greedy."""
+
+
+def decoded(frame: pd.DataFrame, greedy: bool) -> pd.DataFrame:
+    """The rows that were decoded greedily (T = 0), or the others."""
+    return frame[(frame["temperature"] == 0) == greedy]
+
+
 def sampled(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows that were sampled (T > 0), without the greedy ones."""
-    return frame[frame["temperature"] > 0]
+    return decoded(frame, greedy=False)
 
 
 def differences(frames: Mapping[str, pd.DataFrame]) -> dict[str, Estimate]:
@@ -119,8 +128,8 @@ def differences(frames: Mapping[str, pd.DataFrame]) -> dict[str, Estimate]:
     found = {}
     for before, after in COMPARISONS:
         old, new = frames[NAMES[before]], frames[NAMES[after]]
-        for label, greedy in (("T = 1", False), ("greedy", True)):
-            pair = [frame[(frame["temperature"] == 0) == greedy] for frame in (old, new)]
+        for label, greedy in DECODINGS:
+            pair = [decoded(frame, greedy) for frame in (old, new)]
             found[f"{NAMES[after]} − {NAMES[before]}, {label}"] = paired_difference(*pair)
     return found
 
@@ -147,8 +156,7 @@ def changes(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for title, (metric, greedy, scale, digits) in columns.items():
         cells = []
         for pair in CHANGES:
-            sides = [frames[NAMES[name]] for name in pair]
-            sides = [frame[(frame["temperature"] == 0) == greedy] for frame in sides]
+            sides = [decoded(frames[NAMES[name]], greedy) for name in pair]
             cells.append(interval_text(paired_difference(*sides, metric), scale, digits))
         table[title] = cells
     return table

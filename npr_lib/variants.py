@@ -25,7 +25,7 @@ from npr_lib.manifest import write_json
 from npr_lib.metrics import Estimate, pooled_difference
 from npr_lib.problems import Split
 from npr_lib.profile import load_profile
-from npr_lib.report import NAMES, interval_text
+from npr_lib.report import DECODINGS, NAMES, decoded, interval_text, sampled
 from npr_lib.train import papo, rejection, sft
 
 
@@ -124,19 +124,15 @@ def replicates_table(runs: Mapping[int, Mapping[str, pd.DataFrame]]) -> pd.DataF
 
 
 def _accuracies(frame: pd.DataFrame) -> tuple[float, float]:
-    greedy = frame["temperature"] == 0
-    return tuple(100 * frame.loc[rows, "accuracy"].mean() for rows in (~greedy, greedy))
+    return tuple(100 * decoded(frame, greedy)["accuracy"].mean() for _, greedy in DECODINGS)
 
 
 def pooled_differences(runs: Sequence[Mapping[str, pd.DataFrame]]) -> dict[str, Estimate]:
     """NPR - NPR-Beta, SR - SR-Beta and NPR - SR over all seeds, T = 1 and greedy."""
     found = {}
     for before, after in (("npr_beta", "npr"), ("sr_beta", "sr"), ("sr", "npr")):
-        for label, greedy in (("T = 1", False), ("greedy", True)):
-            pairs = [
-                tuple(f[(f["temperature"] == 0) == greedy] for f in (run[before], run[after]))
-                for run in runs
-            ]
+        for label, greedy in DECODINGS:
+            pairs = [(decoded(run[before], greedy), decoded(run[after], greedy)) for run in runs]
             name = f"{NAMES[after]} − {NAMES[before]}, {label}"
             found[name] = pooled_difference(pairs)
     return found
@@ -147,21 +143,20 @@ def ablation_table(results: Mapping[str, Sequence[Mapping[str, pd.DataFrame]]]) 
     first = next(iter(results.values()))
     rows = {}
     for name, runs in results.items():
-        frame = pd.concat([run["npr"] for run in runs])
-        sampled = frame[frame["temperature"] > 0]
+        frame = sampled(pd.concat([run["npr"] for run in runs]))
         row = {
             f"accuracy {label} (%)": " / ".join(f"{_accuracies(run['npr'])[i]:.1f}" for run in runs)
-            for i, label in enumerate(("T = 1", "greedy"))
+            for i, (label, _) in enumerate(DECODINGS)
         }
         row |= {
-            "format pass (%)": f"{100 * sampled['valid'].mean():.1f}",
-            "blocks": f"{sampled['num_blocks'].mean():.2f}",
-            "work": f"{sampled['work'].mean():.0f}",
-            "span": f"{sampled['span'].mean():.0f}",
+            "format pass (%)": f"{100 * frame['valid'].mean():.1f}",
+            "blocks": f"{frame['num_blocks'].mean():.2f}",
+            "work": f"{frame['work'].mean():.0f}",
+            "span": f"{frame['span'].mean():.0f}",
         }
-        for label, greedy in (("T = 1", False), ("greedy", True)):
+        for label, greedy in DECODINGS:
             pairs = [
-                tuple(f[(f["temperature"] == 0) == greedy] for f in (old["npr"], new["npr"]))
+                (decoded(old["npr"], greedy), decoded(new["npr"], greedy))
                 for old, new in zip(first, runs, strict=True)
             ]
             row[f"Δ {label}"] = interval_text(pooled_difference(pairs), 100, 1)

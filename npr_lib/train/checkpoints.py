@@ -62,6 +62,14 @@ def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> s
         return _begin(folder, identity)
 
 
+def finished(folder: Path) -> bool:
+    """Whether the run that `begin_training` was asked for ended before; says so."""
+    done = (folder / "npr.json").exists()
+    if done:
+        print(f"{folder} was trained before, with the same settings: nothing to do")
+    return done
+
+
 def _begin(folder: Path, identity: Mapping[str, Any]) -> str | None:
     record = folder / TRAINING
     if record.exists() and json.loads(record.read_text(encoding="utf-8")) == identity:

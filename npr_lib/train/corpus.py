@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from npr_lib.parts import Parts, parent, values
+from npr_lib.parts import Parts, parent, ready, values
 from npr_lib.problems import SHARES, build_prompt, load_problems, split_of
 
 KINDS = ("valid", "malformed", "plain", "drill")
@@ -92,8 +92,7 @@ def plan_blocks(
     """The labels of every plan of every block, by the chances of the corpus."""
     left, blocks = list(parts), []
     while left:
-        done = set(parts) - set(left)
-        chosen = [label for label in left if parent(parts[label]) in done | {None}]
+        chosen = ready(parts, set(parts) - set(left))
         if len(chosen) == len(left) or draw.random() >= spec["wide"]:
             start = draw.randrange(len(chosen))  # which part plan i names must be looked up
         else:
@@ -159,6 +158,31 @@ def guideline(plans: Sequence[Sequence[str]]) -> str:
     return f"<guideline>{inner}</guideline>"
 
 
+def _write_steps(
+    plans: Sequence[Sequence[str]],
+    parts: Parts,
+    known: Known,
+    careless: float,
+    draw: random.Random,
+) -> tuple[list[str], Known]:
+    """The steps of a block one after the other, each seeing those before it, and their values."""
+    steps: list[str] = []
+    found: Known = {}
+    for labels in plans:
+        step, come_to = write_step(labels, parts, known | found, careless, draw)
+        steps.append(step)
+        found |= come_to
+    return steps, found
+
+
+def _block(
+    plans: Sequence[Sequence[str]], order: Sequence[int], steps: Sequence[str], found: Known
+) -> str:
+    """A block with these plans, and the steps of those in `order`."""
+    written = "".join(f"<step>{i + 1}:{s}</step>" for i, s in zip(order, steps, strict=True))
+    return f"{guideline(plans)}{written}<takeaway>{write_values(found)}</takeaway>"
+
+
 def _response(
     kind: str, parts: Parts, blocks: list[list[list[str]]], careless: float, draw: random.Random
 ) -> str:
@@ -171,18 +195,12 @@ def _response(
         order = list(range(len(plans)))
         if number == spoilt:
             order = _reorder(kind, order, draw)
-        steps, found = [], {}
-        for i in order:
-            step, values_of_step = write_step(plans[i], parts, known | found, careless, draw)
-            steps.append(step)
-            found |= values_of_step
+        steps, found = _write_steps([plans[i] for i in order], parts, known, careless, draw)
         known |= found
         if kind == "plain":
             text += f"{','.join(steps)};"
             continue
-        block = guideline(plans)
-        block += "".join(f"<step>{i + 1}:{s}</step>" for i, s in zip(order, steps, strict=True))
-        block += f"<takeaway>{write_values(found)}</takeaway>"
+        block = _block(plans, order, steps, found)
         text += MALFORMATIONS.get(kind, _keep)(block) if number == spoilt else block
     answer = ",".join("?" if known.get(p) is None else str(known[p]) for p in parts)
     return text + (answer if kind == "no box" else f"\\boxed{{{answer}}}")
@@ -196,14 +214,9 @@ def _drill(
     known: Known = {}
     given = ""
     for plans in blocks[:-1]:
-        given += guideline(plans)
-        found: Known = {}
-        for i, labels in enumerate(plans, start=1):
-            step, values_of_step = write_step(labels, parts, known | found, careless, draw)
-            given += f"<step>{i}:{step}</step>"
-            found |= values_of_step
+        steps, found = _write_steps(plans, parts, known, careless, draw)
         known |= found
-        given += f"<takeaway>{write_values(found)}</takeaway>"
+        given += _block(plans, range(len(plans)), steps, found)
     i = draw.randrange(len(blocks[-1]))
     step, _ = write_step(blocks[-1][i], parts, known, careless, draw)
     return (f"{given}{guideline(blocks[-1])}<step>{i + 1}:", False), (f"{step}</step>", True)

@@ -14,7 +14,7 @@ from npr_lib import WorkbenchError
 from npr_lib.digests import digest
 from npr_lib.problems import load_problems, local_files
 from npr_lib.train import checkpoints
-from npr_lib.train.checkpoints import begin_training, load_checkpoint, save_checkpoint
+from npr_lib.train.checkpoints import begin_training, finished, load_checkpoint, save_checkpoint
 from npr_lib.train.engines import rollout_engine
 from npr_lib.train.logs import log_to
 from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer
@@ -64,8 +64,7 @@ def run_stage(
     files = {str(path): digest(path) for path in local_files(profile["problems"])}
     identity = {"task": task, "files": files, "section": section, "fields": fields, "seed": seed}
     resume = begin_training(folder, input_checkpoint, identity)
-    if (folder / "npr.json").exists():
-        print(f"{folder} was trained before, with the same settings: nothing to do")
+    if finished(folder):
         _gather_rollouts(folder, run_dir)
         return folder
     model, tokenizer = load_checkpoint(input_checkpoint)
