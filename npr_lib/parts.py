@@ -23,11 +23,12 @@ from functools import lru_cache
 
 QUESTION = "values?"
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+TERMS = 4  # operands of a part, unless a profile says otherwise
 Parts = Mapping[str, str]  # label -> "7-2+3+1" or "A-5+2-1", in the order of the labels
 
 
 @lru_cache
-def expressions(terms: int = 4) -> tuple[str, ...]:
+def expressions(terms: int = TERMS) -> tuple[str, ...]:
     """Every "a±b±c..." of so many operands 1..9 whose running values are all 0..9."""
     found = [(str(a), a) for a in range(1, 10)]
     for _ in range(terms - 1):

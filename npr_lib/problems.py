@@ -151,23 +151,26 @@ def parts_problem(parts: parts_task.Parts) -> Problem:
 
 def _parts(spec: Mapping[str, Any], split: Split, seed: int) -> ProblemSet:
     """`spec["parts"]`: [fewest, most] parts of a problem (default [2, 4]), drawn uniformly;
-    `spec["terms"]`: operands of a part (4); `spec["dependent"]` (0.5) and `spec["shuffled"]` (0.5):
-    the chances of `parts.draw_parts`.
+    `spec["terms"]`: operands of a part (4); `spec["linked"]`: the share of problems in which parts
+    may depend on each other (1); `spec["dependent"]` (0.5), `spec["shuffled"]` (0.5): chances of
+    `parts.draw_parts` there.
     """
     fewest, most = spec.get("parts", (2, 4))
     if not 1 <= fewest <= most <= len(parts_task.LABELS):
         limit = len(parts_task.LABELS)
         raise ValueError(f"parts: [fewest, most] must lie in 1..{limit}: {[fewest, most]}")
     shares = spec.get("shares", SHARES)
-    chances = spec.get("dependent", 0.5), spec.get("shuffled", 0.5)
-    pool = _pool(spec.get("terms", 4), split, tuple(shares.items()))
+    linked, dependent = spec.get("linked", 1.0), spec.get("dependent", 0.5)
+    shuffled = spec.get("shuffled", 0.5)
+    pool = _pool(spec.get("terms", parts_task.TERMS), split, tuple(shares.items()))
     count, room = _count(spec, split), sum(len(pool) ** n for n in range(fewest, most + 1))
     if 2 * count > room:
         raise ValueError(f"{count} distinct problems asked of the {split} split, which has {room}")
     draw = random.Random(_digest("parts", split, seed))
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        parts = parts_task.draw_parts(pool, draw.randint(fewest, most), *chances, draw)
+        chance = dependent if draw.random() < linked else 0.0
+        parts = parts_task.draw_parts(pool, draw.randint(fewest, most), chance, shuffled, draw)
         problem = parts_problem(parts)
         problems.setdefault(problem.id, problem)
     return ProblemSet(problems.values(), _same_text)

@@ -127,7 +127,7 @@ def test_takeaways_and_answers_hold_what_the_steps_found(documents):
             assert parse(document.response).boxed == ",".join(found[p] for p in parts_of(document))
 
 
-def test_a_block_takes_on_all_ready_parts_or_everything(documents):
+def test_blocks_take_on_all_ready_parts_or_the_only_one_everything(documents):
     planned: dict[int, list[str]] = {}
     wide, starts, widths = Counter(), Counter(), Counter()
     for document, plans, _, before, _ in valid_blocks(documents):
@@ -135,14 +135,14 @@ def test_a_block_takes_on_all_ready_parts_or_everything(documents):
         planned.setdefault(id(document), []).extend(labels)
         left = [label for label in parts if label not in before]
         ready = [p for p in left if not parts[p][0].isalpha() or parts[p][0] in before]
-        if len(ready) < len(left):
+        if len(ready) < len(left) and not before:
             wide[len(labels) == len(left)] += 1
         if sorted(labels) == ready:
             assert "".join(labels) in "".join(ready) * 2  # cyclic
             if len(ready) == 3:
                 starts[ready.index(labels[0])] += 1
         else:
-            assert labels == left
+            assert labels == left == list(parts)
         if len(labels) == 4:
             widths[len(plans)] += 1
     for document in documents:

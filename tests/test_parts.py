@@ -70,3 +70,12 @@ def test_problems_are_wide_and_deep_in_either_order():
     assert set(depth) == {0, 1, 2, 3}
     # half of the problems have random labels, in which half of the parents come later
     assert abs(later[True] / later.total() - 0.25) < 0.04
+
+
+def test_a_share_of_the_problems_has_no_dependent_part():
+    spec = {"kind": "parts", "parts": [3, 3], "linked": 0.7, "dependent": 0.75, "train": 2000}
+    depths = Counter(
+        max(parts.levels(problem.meta["parts"]).values())
+        for problem in load_problems(spec, "train", 0)
+    )
+    assert abs(depths[0] / 2000 - (0.3 + 0.7 * 0.25**2)) < 0.04

@@ -11,22 +11,18 @@ as the embedded engine does is in docs/sglang.md.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from npr_lib.engine.api import EngineConfig, Event, Finish, Prefix, SamplingParams
+from npr_lib.engine.arguments import best, forced, read_call, replayed
 from npr_lib.engine.attention import use_npr_attention
-from npr_lib.engine.sampling import hash_ids, mix
 from npr_lib.engine.sglang_backend import InProcess, Server, server_arguments
 from npr_lib.engine.sglang_wire import KEY, Settings, event_from_wire, from_wire, pack
-from npr_lib.layout import BranchPath, by_branch, layout, sampled_tokens
-from npr_lib.tokenizer import TagIds, encode
 from npr_lib.trajectory import Mode, Trajectory
 
 
@@ -87,10 +83,7 @@ class SGLangEngine:
             raise ValueError(f"best_of = {best_of}: expected at least n = {n}")
         samples = best_of or n
         trajectories = self._run(*self._requests(prompts, params, samples, mode, prefix), samples)
-        if best_of is None:
-            return trajectories
-        groups = [trajectories[i : i + best_of] for i in range(0, len(trajectories), best_of)]
-        return [t for group in groups for t in sorted(group, key=_mean_logprob)[: -n - 1 : -1]]
+        return trajectories if best_of is None else best(trajectories, n, best_of)
 
     def stream(
         self,
@@ -115,20 +108,14 @@ class SGLangEngine:
     def replay_all(self, trajectories: Sequence[Trajectory], mode: Mode) -> list[Trajectory]:
         """`replay` of several trajectories in one batch."""
         settings = [self.replay_settings(t, mode) for t in trajectories]
-        replayed = self._run([t.prompt_ids for t in trajectories], settings)
-        for again, t in zip(replayed, trajectories, strict=True):
-            if again.completion_ids != t.completion_ids:
-                raise ValueError(
-                    f"replay ended after {again.work} of {t.work} tokens "
-                    f"({again.violation or again.finish_reason})"
-                )
-            again.finish_reason, again.violation = t.finish_reason, t.violation
-        return replayed
+        again = self._run([t.prompt_ids for t in trajectories], settings)
+        return replayed(again, trajectories, self.context)
 
     def replay_settings(self, trajectory: Trajectory, mode: Mode) -> Settings:
         """What a request that replays this trajectory asks for."""
         params = SamplingParams(max_tokens=trajectory.work, temperature=trajectory.temperature)
-        own = self._settings(params, mode, 0, forced=self._forced(trajectory, mode))
+        writes = forced(trajectory, mode, self.tokenizer)
+        own = self._settings(params, mode, 0, forced=writes)
         return replace(own, max_branches=trajectory.max_branches, max_depth=trajectory.max_depth)
 
     def report(self) -> dict[str, int]:
@@ -156,49 +143,16 @@ class SGLangEngine:
         prefix: Prefix | Sequence[Prefix | None] | None,
     ) -> tuple[list[list[int]], list[Settings]]:
         """Prompt ids and settings of n responses for each prompt."""
-        if n < 1:
-            raise ValueError(f"n = {n}: expected at least 1")
-        if isinstance(prompts, str):
-            raise ValueError("prompts is one text: expected a list of prompts")
-        params = _one_each(params, SamplingParams, len(prompts), "params")
-        prefixes = _one_each(prefix, Mapping | None, len(prompts), "prefix")
-        occurrences: Counter[int] = Counter()
         ids, settings = [], []
-        for index, (prompt, own, start) in enumerate(zip(prompts, params, prefixes, strict=True)):
-            prompt_ids = self._prompt_ids(prompt, index)
-            digest = hash_ids(prompt_ids)
-            seed = mix(own.seed, digest, occurrences[digest])
-            occurrences[digest] += 1
-            for i in range(n):
-                ids.append(prompt_ids)
-                settings.append(self._settings(own, mode, mix(seed, i), prefix=start or None))
+        for asked in read_call(prompts, params, n, prefix, self.tokenizer, self.context):
+            ids += [asked.prompt_ids] * n
+            settings += [
+                self._settings(asked.params, mode, key, prefix=asked.prefix) for key in asked.keys
+            ]
         return ids, settings
 
     def _settings(self, params: SamplingParams, mode: Mode, key: int, **more: Any) -> Settings:
         return Settings(params, mode, key, self.config.max_branches, self.config.max_depth, **more)
-
-    def _prompt_ids(self, prompt: str | Sequence[int], index: int) -> list[int]:
-        ids = (
-            encode(prompt, self.tokenizer) if isinstance(prompt, str) else [int(i) for i in prompt]
-        )
-        if not ids:
-            raise ValueError(f"prompt {index} is empty")
-        if len(ids) >= self.context:
-            raise ValueError(
-                f"prompt {index} has {len(ids)} tokens, the model's context is {self.context}"
-            )
-        return ids
-
-    def _forced(self, trajectory: Trajectory, mode: Mode) -> dict[BranchPath, list[int]]:
-        ids = trajectory.completion_ids
-        if mode == "sequential":
-            return {(): ids}
-        every = trajectory.prompt_ids + ids
-        structure = trajectory.layout
-        if trajectory.mode == "sequential":
-            tags = TagIds.from_tokenizer(self.tokenizer)
-            structure = layout(every, tags, len(trajectory.prompt_ids))
-        return by_branch(structure, ids, sampled_tokens(every, structure, self.tokenizer))
 
     def _run(
         self, prompts: list[list[int]], settings: list[Settings], samples: int = 1
@@ -243,15 +197,3 @@ def _trajectory(output: Mapping[str, Any], prompt: Sequence[int]) -> Trajectory:
     if reason["type"] == "abort":
         raise ValueError(reason["message"])
     return from_wire(meta[KEY][-1]["trajectory"], prompt)
-
-
-def _one_each(values: object, kind: object, count: int, name: str) -> Sequence[Any]:
-    if isinstance(values, kind):
-        return [values] * count
-    if len(values) != count:
-        raise ValueError(f"{len(values)} {name} for {count} prompts")
-    return values
-
-
-def _mean_logprob(trajectory: Trajectory) -> float:
-    return float(np.nanmean(trajectory.logprobs))

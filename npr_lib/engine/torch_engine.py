@@ -12,27 +12,25 @@ used in place, so a trainer in the same process trains what the engine decodes w
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npr_lib.engine.api import EngineConfig, EngineStats, Event, Finish, Prefix, SamplingParams
+from npr_lib.engine.arguments import best, forced, read_call, replayed
 from npr_lib.engine.attention import use_npr_attention
 from npr_lib.engine.branch import Branch, Call, Grammar, Response
 from npr_lib.engine.forward import choose, fitting_threads, forward, matrix_size, name_response
 from npr_lib.engine.kv import KVPool
 from npr_lib.engine.record import trajectory as record
-from npr_lib.engine.sampling import hash_ids, mix
 from npr_lib.engine.scheduler import Prompt, Request, Row, Scheduler
-from npr_lib.layout import BranchPath, by_branch, layout, sampled_tokens
 from npr_lib.schema import TAGS
-from npr_lib.tokenizer import TagIds, encode
+from npr_lib.tokenizer import TagIds
 from npr_lib.trajectory import Mode, Trajectory
 
 
@@ -95,10 +93,7 @@ class TorchEngine:
             raise ValueError(f"best_of = {best_of}: expected at least n = {n}")
         requests = self._requests(prompts, params, best_of or n, mode, prefix)
         trajectories = self._run(requests)
-        if best_of is None:
-            return trajectories
-        groups = [trajectories[i : i + best_of] for i in range(0, len(trajectories), best_of)]
-        return [t for group in groups for t in sorted(group, key=_mean_logprob)[: -n - 1 : -1]]
+        return trajectories if best_of is None else best(trajectories, n, best_of)
 
     def stream(
         self,
@@ -190,35 +185,14 @@ class TorchEngine:
                 self.config, max_branches=trajectory.max_branches, max_depth=trajectory.max_depth
             )
             grammar = replace(self._grammar(mode), config=limits)
-            forced = self._forced(trajectory, mode)
-            ids = trajectory.prompt_ids
-            response = Response(ids, params, grammar, 0, call, index, forced)
+            ids, writes = trajectory.prompt_ids, forced(trajectory, mode, self.tokenizer)
+            response = Response(ids, params, grammar, 0, call, index, writes)
             requests.append(Request(Prompt(ids), response))
-        replayed = self._run(requests)
-        for again, trajectory in zip(replayed, trajectories, strict=True):
-            if again.completion_ids != trajectory.completion_ids:
-                raise ValueError(
-                    f"replay ended after {again.work} of {trajectory.work} tokens "
-                    f"({again.violation or again.finish_reason}; context {self.context})"
-                )
-            again.finish_reason, again.violation = trajectory.finish_reason, trajectory.violation
-        return replayed
+        return replayed(self._run(requests), trajectories, self.context)
 
     def weights_changed(self) -> None:
         """Forget all KV. Responses in flight go on with the new weights, their KV recomputed."""
         self.scheduler.forget()
-
-    def _forced(self, trajectory: Trajectory, mode: Mode) -> dict[BranchPath, list[int]]:
-        """What a replay writes in each branch."""
-        ids = trajectory.completion_ids
-        if mode == "sequential":
-            return {(): ids}
-        every = trajectory.prompt_ids + ids
-        structure = trajectory.layout
-        if trajectory.mode == "sequential":
-            tags = TagIds.from_tokenizer(self.tokenizer)
-            structure = layout(every, tags, len(trajectory.prompt_ids))
-        return by_branch(structure, ids, sampled_tokens(every, structure, self.tokenizer))
 
     def _call(self, listen: bool) -> Call:
         self._calls += 1
@@ -240,23 +214,14 @@ class TorchEngine:
         prefix: Prefix | Sequence[Prefix | None] | None,
         listen: bool = False,
     ) -> list[Request]:
-        if n < 1:
-            raise ValueError(f"n = {n}: expected at least 1")
-        if isinstance(prompts, str):
-            raise ValueError("prompts is one text: expected a list of prompts")
-        params = _one_each(params, SamplingParams, len(prompts), "params")
-        prefixes = _one_each(prefix, Mapping | None, len(prompts), "prefix")
         grammar, call = self._grammar(mode), self._call(listen)
-        occurrences: Counter[int] = Counter()
-        requests = []
-        for index, (prompt, own, start) in enumerate(zip(prompts, params, prefixes, strict=True)):
-            ids = self._prompt_ids(prompt, index)
-            digest = hash_ids(ids)
-            seed = mix(own.seed, digest, occurrences[digest])
-            occurrences[digest] += 1
+        requests: list[Request] = []
+        asked = read_call(prompts, params, n, prefix, self.tokenizer, self.context)
+        for index, (ids, own, keys, start) in enumerate(asked):
+            self._check_ids(ids, f"prompt {index}")
             shared = Prompt(ids)
-            for i in range(n):
-                response = Response(ids, own, grammar, mix(seed, i), call, len(requests))
+            for key in keys:
+                response = Response(ids, own, grammar, key, call, len(requests))
                 if start:
                     self._check_ids(chain.from_iterable(start.values()), f"prefix {index}")
                     response.restore(start)
@@ -270,18 +235,6 @@ class TorchEngine:
         if tags is None and all(tag in self.tokenizer.get_vocab() for tag in TAGS):
             tags = TagIds.from_tokenizer(self.tokenizer)
         return Grammar(self.tokenizer, tags, self._eos_ids, self.config, mode, self.context)
-
-    def _prompt_ids(self, prompt: str | Sequence[int], index: int) -> list[int]:
-        text = isinstance(prompt, str)
-        ids = encode(prompt, self.tokenizer) if text else [int(i) for i in prompt]
-        if not ids:
-            raise ValueError(f"prompt {index} is empty")
-        if len(ids) >= self.context:
-            raise ValueError(
-                f"prompt {index} has {len(ids)} tokens, the model's context is {self.context}"
-            )
-        self._check_ids(ids, f"prompt {index}")
-        return ids
 
     def _check_ids(self, ids: Iterable[int], where: str) -> None:
         size = self.model.get_input_embeddings().num_embeddings
@@ -401,19 +354,6 @@ class TorchEngine:
             self.stats.responses += 1
             self.stats.completed += request.trajectory.work
             response.emit(Finish, response.root, request.trajectory)
-
-
-def _one_each(values: object, kind: object, count: int, name: str) -> Sequence[object]:
-    """One value for all prompts, or a sequence with one for each, as a sequence."""
-    if isinstance(values, kind):
-        return [values] * count
-    if len(values) != count:
-        raise ValueError(f"{len(values)} {name} for {count} prompts")
-    return values
-
-
-def _mean_logprob(trajectory: Trajectory) -> float:
-    return float(np.nanmean(trajectory.logprobs))
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -3,10 +3,10 @@
 The corpus is meant to be uneven: the pieces are right, the way they are put together is as often
 bad as good, so that there is something to decide and something to gain.
 
-- *valid* responses. Each block takes on the parts whose parents are done, or, with chance `wide`,
-  all that are left. Decoded one token after the other a wide block does no harm where parents come
-  first in the problem; in parallel a branch can't see its sibling's result. A part whose parent's
-  value is not in sight ends in "?" and the answer is wrong.
+- *valid* responses. Each block takes on the parts whose parents are done; with chance `wide` the
+  only block takes on all. Decoded one token after the other a wide block does no harm where parents
+  come first in the problem; in parallel a branch can't see its sibling's result. A part whose
+  parent's value is not in sight ends in "?" and the answer is wrong.
 - A plan holds one part (chance `split`) or several. A step with one part is right
   ("A=7-2-3+1=5-3+1=2+1=3"); a step with several is long, and careless: it forgets a final
   subtraction with probability `careless` ("A=7-2+3-1=5+3-1=8-1~8,C=...").
@@ -14,7 +14,7 @@ bad as good, so that there is something to decide and something to gain.
   is there to be learnt.
 - *drills*: one step, any, straight after a `</guideline>`, with the loss on its content only. A
   sequential model could find its part in what its siblings did; in parallel the index of its plan
-  is the only key, and here too.
+  is the only key, and here too. The plans are in any order, so that nothing but the index helps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from npr_lib.parts import Parts, parent, ready, values
+from npr_lib.parts import TERMS, Parts, parent, ready, values
 from npr_lib.problems import SHARES, build_prompt, load_problems, split_of
 
 KINDS = ("valid", "malformed", "plain", "drill")
@@ -61,7 +61,7 @@ def corpus(profile: Mapping[str, Any], seed: int) -> Iterator[Document]:
     prompts = [build_prompt(problem, profile["prompt"]) for problem in problems]
     draw = random.Random(seed)
     shares = [spec[kind] for kind in KINDS]
-    terms = profile["problems"].get("terms", 4)
+    terms = profile["problems"].get("terms", TERMS)
     chain = re.compile(rf"(?<![+-])\d(?:[+-]\d){{{terms - 1}}}(?![+-])")
     owners = profile["problems"].get("shares", SHARES)
     while True:
@@ -90,15 +90,14 @@ def plan_blocks(
     parts: Parts, spec: Mapping[str, Any], draw: random.Random, split: float
 ) -> list[list[list[str]]]:
     """The labels of every plan of every block, by the chances of the corpus."""
-    left, blocks = list(parts), []
-    while left:
-        chosen = ready(parts, set(parts) - set(left))
-        if len(chosen) == len(left) or draw.random() >= spec["wide"]:
-            start = draw.randrange(len(chosen))  # which part plan i names must be looked up
-        else:
-            chosen, start = left, 0
+    blocks: list[list[list[str]]] = []
+    done: set[str] = set()
+    if len(ready(parts, done)) < len(parts) and draw.random() < spec["wide"]:
+        return [_groups(list(parts), draw, split)]
+    while chosen := ready(parts, done):
+        start = draw.randrange(len(chosen))  # which part plan i names must be looked up
         blocks.append(_groups(chosen[start:] + chosen[:start], draw, split))
-        left = [label for label in left if label not in chosen]
+        done.update(chosen)
     return blocks
 
 
@@ -217,9 +216,10 @@ def _drill(
         steps, found = _write_steps(plans, parts, known, careless, draw)
         known |= found
         given += _block(plans, range(len(plans)), steps, found)
-    i = draw.randrange(len(blocks[-1]))
-    step, _ = write_step(blocks[-1][i], parts, known, careless, draw)
-    return (f"{given}{guideline(blocks[-1])}<step>{i + 1}:", False), (f"{step}</step>", True)
+    plans = draw.sample(blocks[-1], len(blocks[-1]))
+    i = draw.randrange(len(plans))
+    step, _ = write_step(plans[i], parts, known, careless, draw)
+    return (f"{given}{guideline(plans)}<step>{i + 1}:", False), (f"{step}</step>", True)
 
 
 def _reorder(kind: str, order: list[int], draw: random.Random) -> list[int]:
