@@ -32,7 +32,7 @@ def evaluate(
     """Responses of checkpoint run_dir / name to every problem of a split, in the mode it was
     trained for: `samples` at T = 1 and one greedy (column `temperature` tells them apart).
 
-    Written to run_dir / "rollouts" / f"eval_{name}.parquet" for the test split.
+    Written to `rollouts_path`.
     """
     section = profile["evaluation"]
     engine = load_engine(profile, Path(run_dir) / name)
@@ -46,11 +46,15 @@ def evaluate(
         frames.append(respond(profile, engine, problems, params, n, Path(run_dir) / name))
         report_progress(i + 1, len(settings), part=name)
     frame = pd.concat(frames, ignore_index=True)
-    if split == "test":
-        path = Path(run_dir) / "rollouts" / f"eval_{name}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_parquet(path, index=False)
+    path = rollouts_path(run_dir, name, split)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(path, index=False)
     return frame
+
+
+def rollouts_path(run_dir: Path | str, name: str, split: Split = "test") -> Path:
+    """Where the evaluation of a checkpoint on a split lies."""
+    return Path(run_dir) / "rollouts" / f"{'eval' if split == 'test' else split}_{name}.parquet"
 
 
 def respond(

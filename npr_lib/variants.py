@@ -19,14 +19,18 @@ from typing import Literal
 import pandas as pd
 
 from npr_lib import WorkbenchError
+from npr_lib.decomposition import divisions, span_ratio, split_gain, wrong_part_rate
 from npr_lib.digests import digest, source_digest
-from npr_lib.evaluate import evaluate
+from npr_lib.evaluate import evaluate, rollouts_path
 from npr_lib.manifest import write_json
-from npr_lib.metrics import Estimate, pooled_difference
+from npr_lib.metrics import Estimate, format_pass, pooled_difference, trigger_rate
 from npr_lib.problems import Split
 from npr_lib.profile import load_profile
 from npr_lib.report import DECODINGS, NAMES, decoded, interval_text, sampled
 from npr_lib.train import papo, rejection, sft
+from npr_lib.trajectory import read_rollouts
+
+Frames = Mapping[str, pd.DataFrame]  # checkpoint -> rollouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def chosen(names: Sequence[str] | None) -> list[Variant]:
 
 def run_variant(
     variant: Variant, base: Path | str, out: Path | str, seed: int, split: Split = "validation"
-) -> dict[str, pd.DataFrame]:
+) -> Frames:
     """Train and evaluate a variant; returns checkpoint -> rollouts on `split`.
 
     Raises WorkbenchError when `base` is not a finished run.
@@ -89,10 +93,19 @@ def run_variant(
     if not (done.exists() and json.loads(done.read_text(encoding="utf-8")) == identity):
         _train(variant, profile, base, folder, seed)
         for name in names:
-            frame = evaluate(profile, folder, name, profile["random_seed"], split)
-            frame.to_parquet(folder / "rollouts" / f"{split}_{name}.parquet", index=False)
+            evaluate(profile, folder, name, profile["random_seed"], split)
         write_json(done, identity)
-    return {n: pd.read_parquet(folder / "rollouts" / f"{split}_{n}.parquet") for n in names}
+    return {name: read_rollouts(rollouts_path(folder, name, split)) for name in names}
+
+
+def whole_run(run_dir: Path | str) -> Frames:
+    """The test rollouts of a finished run, as `run_variant` returns those of a variant with its
+    baseline. WorkbenchError where one is missing."""
+    names = ("npr_beta", "npr", "sr_beta", "sr")
+    paths = {name: rollouts_path(run_dir, name) for name in names}
+    if missing := [str(path) for path in paths.values() if not path.exists()]:
+        raise WorkbenchError(f"{run_dir} is no finished run; missing: {', '.join(missing)}")
+    return {name: read_rollouts(path) for name, path in paths.items()}
 
 
 def _train(variant: Variant, profile: dict, base: Path, folder: Path, seed: int) -> None:
@@ -112,13 +125,37 @@ def _train(variant: Variant, profile: dict, base: Path, folder: Path, seed: int)
         papo.train(profile, folder, beta, seed, mode)
 
 
-def replicates_table(runs: Mapping[int, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
-    """Accuracy (%) of every checkpoint of every seed: "T = 1 (greedy)"."""
-    rows = {}
-    for seed, frames in runs.items():
-        rows[f"seed {seed}"] = {
+def replicates_table(runs: Mapping[str, Frames]) -> pd.DataFrame:
+    """Accuracy (%) of every checkpoint of every run: "T = 1 (greedy)"."""
+    rows = {
+        label: {
             NAMES[name]: "{:.1f} ({:.1f})".format(*_accuracies(frame))
             for name, frame in frames.items()
+        }
+        for label, frames in runs.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def behaviour_table(runs: Mapping[str, Frames]) -> pd.DataFrame:
+    """What the sampled responses of every run are like, before and after stage 3, with intervals.
+    "parts" problems only."""
+    rows = {}
+    for label, frames in runs.items():
+        divided = {name: divisions(sampled(frame)) for name, frame in frames.items()}
+        beta, npr = divided["npr_beta"], divided["npr"]
+        blind = (100 * (frame["kind"] == "blind").mean() for frame in (beta, npr))
+        gains = split_gain(beta, npr)
+        rows[label] = {
+            "format, NPR-Beta (%)": interval_text(format_pass(beta), 100, 1),
+            "trigger, NPR-Beta (%)": interval_text(trigger_rate(beta), 100, 1),
+            "wrong parts, NPR-Beta (%)": interval_text(wrong_part_rate(beta), 100, 1),
+            "format, NPR (%)": interval_text(format_pass(npr), 100, 1),
+            "blind divisions (%)": "{:.1f} → {:.1f}".format(*blind),
+            **{f"{name} (points)": interval_text(gain, 100, 1) for name, gain in gains.items()},
+            "span / SR's length, ≥ 3 independent parts": interval_text(
+                span_ratio(npr, divided["sr"])
+            ),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -127,7 +164,7 @@ def _accuracies(frame: pd.DataFrame) -> tuple[float, float]:
     return tuple(100 * decoded(frame, greedy)["accuracy"].mean() for _, greedy in DECODINGS)
 
 
-def pooled_differences(runs: Sequence[Mapping[str, pd.DataFrame]]) -> dict[str, Estimate]:
+def pooled_differences(runs: Sequence[Frames]) -> dict[str, Estimate]:
     """NPR - NPR-Beta, SR - SR-Beta and NPR - SR over all seeds, T = 1 and greedy."""
     found = {}
     for before, after in (("npr_beta", "npr"), ("sr_beta", "sr"), ("sr", "npr")):
@@ -138,7 +175,7 @@ def pooled_differences(runs: Sequence[Mapping[str, pd.DataFrame]]) -> dict[str, 
     return found
 
 
-def ablation_table(results: Mapping[str, Sequence[Mapping[str, pd.DataFrame]]]) -> pd.DataFrame:
+def ablation_table(results: Mapping[str, Sequence[Frames]]) -> pd.DataFrame:
     """A row a variant, figures of NPR over its seeds; differences are to the first variant."""
     first = next(iter(results.values()))
     rows = {}

@@ -223,8 +223,26 @@ def test_pooled_difference_over_runs_covers_the_truth() -> None:
     other = pairs[0][1].assign(problem_id=lambda d: "q" + d.problem_id)
     with pytest.raises(ValueError, match="different problems"):
         metrics.pooled_difference([(pairs[0][0], other)])
+    with pytest.raises(ValueError, match="different numbers"):
+        metrics.pooled_difference([pairs[0], tuple(side[:40] for side in pairs[1])])
     with pytest.raises(ValueError, match="no runs"):
         metrics.pooled_difference([])
+
+
+def test_pooled_difference_of_runs_on_other_problems() -> None:
+    """Runs that share no problem, without any difference between runs: the interval is about that
+    of all their problems together."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for run in range(4):
+        before = pd.DataFrame({"problem_id": [f"{run}-{i}" for i in range(300)], "sample": 0})
+        gain = rng.normal(0.1, 0.5, 300)
+        pairs.append((before.assign(accuracy=0.0), before.assign(accuracy=gain)))
+    gains = np.concatenate([after.accuracy for _, after in pairs])
+    estimate = metrics.pooled_difference(pairs)
+    assert estimate.value == pytest.approx(gains.mean())
+    width = 2 * 1.96 * gains.std() / len(gains) ** 0.5
+    assert width < estimate.high - estimate.low < 1.8 * width  # runs are resampled as well
 
 
 def test_paired_difference_of_a_checkpoint_with_itself_is_exactly_zero() -> None:

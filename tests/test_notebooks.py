@@ -159,15 +159,17 @@ def test_no_part_of_a_test_problem_was_ever_trained_on(smoke):
 
 
 def test_the_ablations_run_on_the_smoke_run(smoke, tmp_path):
-    """Notebook 12 on one replicate and two ablations; a second call trains nothing."""
+    """Notebook 12 on the run itself, one replicate and two ablations."""
     _, run_dir, _ = smoke
     source, target = FOLDER / "12_ablations.ipynb", tmp_path / "12_ablations.ipynb"
     parameters = {"profile": "smoke", "run_dir": str(run_dir), "out": str(tmp_path / "variants")}
-    parameters |= {"seeds": [0], "replicates": [0], "names": ["PAPO", "invalid: filter"]}
+    parameters |= {"seeds": [0], "replicates": [1], "names": ["PAPO", "invalid: filter"]}
     with notebook.kernel(tmp_path / ".jupyter", tmp_path / "events"):
         notebook.execute(source, target, parameters, stages.REPOSITORY, "ablations")
-    table = json.loads((tmp_path / "variants" / "ablations.json").read_text())["Ablations"]
-    assert table["index"] == ["PAPO", "invalid: filter"]
+    tables = json.loads((tmp_path / "variants" / "ablations.json").read_text())
+    assert tables["Ablations"]["index"] == ["PAPO", "invalid: filter"]
+    for name in ("Accuracy", "Behaviour"):
+        assert tables[name]["index"] == [run_dir.name, f"{run_dir.name}, seed 1"]
     assert {p.name for p in (tmp_path / "variants").iterdir() if p.is_dir()} == {
         "PAPO",
         "invalid_filter",

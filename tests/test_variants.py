@@ -8,6 +8,7 @@ import pytest
 from oracles import random_model
 
 from npr_lib import WorkbenchError, variants
+from npr_lib.evaluate import rollouts_path
 from npr_lib.profile import load_profile, save_profile
 from npr_lib.tokenizer import tiny_tokenizer
 from npr_lib.train.checkpoints import checkpoint_mode
@@ -127,7 +128,7 @@ def frame(right, greedy):
 def test_tables_of_seeds_and_differences():
     low, high = frame([[0, 1], [0, 0]], [0, 0]), frame([[1, 1], [1, 0]], [1, 0])
     run = {"npr_beta": low, "npr": high, "sr_beta": low, "sr": low}
-    table = variants.replicates_table({0: run, 4: run})
+    table = variants.replicates_table({"seed 0": run, "seed 4": run})
     assert table.loc["seed 4"].to_dict() == {
         "NPR-Beta": "25.0 (0.0)",
         "NPR": "75.0 (50.0)",
@@ -142,3 +143,54 @@ def test_tables_of_seeds_and_differences():
     assert table.loc["other", "accuracy T = 1 (%)"] == "75.0"
     assert table.loc["other", "Δ T = 1"].startswith("50.0 [")
     assert table.loc["PAPO", "Δ greedy"] == "0.0 [0.0, 0.0]"
+
+
+def answers(plans_of_blocks, span):
+    """Two sampled answers to a problem of three independent parts, one with these plans, one
+    without tags, and a greedy one that must not count."""
+    block = "<guideline>{}</guideline>{}<takeaway>t</takeaway>"
+    whole = "".join(
+        block.format(
+            "".join(f"<plan>{i}:{p}</plan>" for i, p in enumerate(plans, 1)),
+            "".join(f"<step>{i}:{p}=1</step>" for i, p in enumerate(plans, 1)),
+        )
+        for plans in plans_of_blocks
+    )
+    rows = [
+        dict(sample=0, temperature=1.0, text=whole + "\\boxed{1}", valid=True, triggered=True),
+        dict(sample=1, temperature=1.0, text="1", valid=False, triggered=False),
+        dict(sample=0, temperature=0.0, text="", valid=False, triggered=False),
+    ]
+    problem = dict(problem_id="p", problem="A=7-2+3+1;B=4+1-2-3;C=A+1-2-3;D=2+2+2+2;values?")
+    common = problem | dict(max_branches=5, max_depth=1, span=span, accuracy=1.0)
+    frame = pd.DataFrame(rows).assign(**common)
+    return frame.assign(spelled=[[] for _ in rows], accuracy=frame["valid"].astype(float))
+
+
+def test_behaviour_of_a_run_by_hand():
+    run = {
+        "npr_beta": answers([["A", "C", "B", "D"]], 60),  # C is blind
+        "npr": answers([["A", "B", "D"], ["C"]], 80),
+        "sr": answers([["A", "B", "C", "D"]], 100),
+    }
+    row = variants.behaviour_table({"seed 0": run}).loc["seed 0"]
+    assert row["format, NPR-Beta (%)"].startswith("50.0 [")
+    assert row["trigger, NPR-Beta (%)"].startswith("50.0 [")
+    assert row["wrong parts, NPR-Beta (%)"].startswith("0.0 [")
+    assert row["blind divisions (%)"] == "50.0 → 0.0"
+    assert row["span / SR's length, ≥ 3 independent parts"].startswith("0.80 [")
+    crossed = {"npr_beta": answers([["A", "B"]], 1), "npr": answers([["A"]], 1), "sr": run["sr"]}
+    crossed["npr_beta"].loc[0, "text"] = crossed["npr_beta"].loc[0, "text"].replace("B=1", "A=1")
+    row = variants.behaviour_table({"seed 0": crossed}).loc["seed 0"]
+    assert row["wrong parts, NPR-Beta (%)"].startswith("50.0 [")
+
+
+def test_a_whole_run_counts_only_when_it_is_finished(tmp_path):
+    for name in ("npr_beta", "npr", "sr_beta"):
+        path = rollouts_path(tmp_path, name)
+        path.parent.mkdir(exist_ok=True)
+        frame([[1, 0]], [1]).to_parquet(path)
+    with pytest.raises(WorkbenchError, match=r"no finished run; missing: .*eval_sr\.parquet"):
+        variants.whole_run(tmp_path)
+    frame([[1, 1]], [0]).to_parquet(rollouts_path(tmp_path, "sr"))
+    assert variants.whole_run(tmp_path)["sr"]["accuracy"].tolist() == [1, 1, 0]
