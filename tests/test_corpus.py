@@ -128,27 +128,31 @@ def test_takeaways_and_answers_hold_what_the_steps_found(documents):
 
 
 def test_blocks_take_on_all_ready_parts_or_the_only_one_everything(documents):
-    planned: dict[int, list[str]] = {}
+    """Generation by generation, each in cyclic order; a wide block has all of them in one."""
+    planned: dict[int, list[list[str]]] = {}
     wide, starts, widths = Counter(), Counter(), Counter()
-    for document, plans, _, before, _ in valid_blocks(documents):
-        parts, labels = parts_of(document), list(itertools.chain(*plans))
-        planned.setdefault(id(document), []).extend(labels)
-        left = [label for label in parts if label not in before]
-        ready = [p for p in left if not parts[p][0].isalpha() or parts[p][0] in before]
-        if len(ready) < len(left) and not before:
-            wide[len(labels) == len(left)] += 1
-        if sorted(labels) == ready:
-            assert "".join(labels) in "".join(ready) * 2  # cyclic
-            if len(ready) == 3:
-                starts[ready.index(labels[0])] += 1
-        else:
-            assert labels == left == list(parts)
-        if len(labels) == 4:
+    for document, plans, _, _, _ in valid_blocks(documents):
+        planned.setdefault(id(document), []).append(list(itertools.chain(*plans)))
+        if len(planned[id(document)][-1]) == 4:
             widths[len(plans)] += 1
     for document in documents:
-        if id(document) in planned:
-            assert sorted(planned[id(document)]) == sorted(parts_of(document))
-    n, chance = wide[True] + wide[False], SPEC["wide"]
+        if id(document) not in planned:
+            continue
+        parts, blocks = parts_of(document), planned[id(document)]
+        left, labels, generations = set(parts), list(itertools.chain(*blocks)), []
+        while left:
+            ready = sorted(p for p in left if parts[p][0] not in left)
+            taken, labels = labels[: len(ready)], labels[len(ready) :]
+            assert "".join(taken) in "".join(ready) * 2 and set(taken) == set(ready)
+            if len(ready) == 3:
+                starts[ready.index(taken[0])] += 1
+            generations.append(taken)
+            left -= set(ready)
+        assert not labels
+        if len(generations) > 1:
+            assert blocks in (generations, [list(itertools.chain(*generations))])
+            wide[len(blocks) == 1] += 1
+    n, chance = wide.total(), SPEC["wide"]
     assert abs(wide[True] / n - chance) < 4 * (chance * (1 - chance) / n) ** 0.5
     assert min(starts.values()) > 0.7 * max(starts.values()) and len(starts) == 3
     assert set(widths) == {1, 2, 3, 4}

@@ -3,10 +3,10 @@
 The corpus is meant to be uneven: the pieces are right, the way they are put together is as often
 bad as good, so that there is something to decide and something to gain.
 
-- *valid* responses. Each block takes on the parts whose parents are done; with chance `wide` the
-  only block takes on all. Decoded one token after the other a wide block does no harm where parents
-  come first in the problem; in parallel a branch can't see its sibling's result. A part whose
-  parent's value is not in sight ends in "?" and the answer is wrong.
+- *valid* responses. Each block takes on the parts whose parents are done; with chance `wide` one
+  block takes on all, in the same order. Decoded one token after the other that does no harm; in
+  parallel a branch can't see its sibling's result. A part whose parent's value is not in sight ends
+  in "?" and the answer is wrong.
 - A plan holds one part (chance `split`) or several. A step with one part is right
   ("A=7-2-3+1=5-3+1=2+1=3"); a step with several is long, and careless: it forgets a final
   subtraction with probability `careless` ("A=7-2+3-1=5+3-1=8-1~8,C=...").
@@ -90,22 +90,21 @@ def plan_blocks(
     parts: Parts, spec: Mapping[str, Any], draw: random.Random, split: float
 ) -> list[list[list[str]]]:
     """The labels of every plan of every block, by the chances of the corpus."""
-    blocks: list[list[list[str]]] = []
+    rounds: list[list[str]] = []
     done: set[str] = set()
-    if len(ready(parts, done)) < len(parts) and draw.random() < spec["wide"]:
-        return [_groups(list(parts), draw, split)]
     while chosen := ready(parts, done):
-        start = draw.randrange(len(chosen))  # which part plan i names must be looked up
-        blocks.append(_groups(chosen[start:] + chosen[:start], draw, split))
+        # Which part plan i names must be looked up. In cyclic order, because token-wise greedy
+        # decoding prefers to end a list whose next entry is uniform.
+        start = draw.randrange(len(chosen))
+        rounds.append(chosen[start:] + chosen[:start])
         done.update(chosen)
-    return blocks
+    if draw.random() < spec["wide"]:
+        rounds = [[label for labels in rounds for label in labels]]
+    return [_groups(labels, draw, split) for labels in rounds]
 
 
 def _groups(labels: list[str], draw: random.Random, split: float) -> list[list[str]]:
-    """The labels, in cyclic order from some start, cut between neighbours with chance `split`.
-
-    Cyclic, because token-wise greedy decoding prefers to end a list whose next entry is uniform.
-    """
+    """The labels in their order, cut between neighbours with chance `split`."""
     groups = [labels[:1]]
     for label in labels[1:]:
         if draw.random() < split:
