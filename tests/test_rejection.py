@@ -1,5 +1,6 @@
 """Which of a problem's right and valid samples is kept."""
 
+import random
 from collections import Counter
 from types import SimpleNamespace
 
@@ -75,23 +76,29 @@ def test_the_first_right_and_valid_sample(monkeypatch, tmp_path):
     assert attrs == {"tried": 4, "without": 1}
 
 
-def test_the_rarest_depth_among_all(monkeypatch, tmp_path):
-    """1 block; then 2, which nobody has yet; then again 1: as often as 2, and it comes later, so
-    the first among equals is the sample of 2 blocks."""
-    engine, seen, attrs = collect(monkeypatch, tmp_path, "rare")
-    assert seen["blocks"] == [1, 2, 2] and seen["attempt"] == (0, 2, 1)
+def test_any_of_the_numbers_of_blocks(monkeypatch, tmp_path):
+    engine, seen, attrs = collect(monkeypatch, tmp_path, "varied")
+    first_of = [{1: 0, 2: 1}, {1: 1, 2: 2}, {1: 2, 2: 1}]
+    chosen = zip(seen["blocks"], seen["attempt"], first_of, strict=True)
+    assert all(attempt == of[blocks] for blocks, attempt, of in chosen)
     assert engine.asked == [4, 4, 4]
     assert attrs == {"tried": 4, "without": 1}
 
 
-def test_rarest_counts_what_it_chose():
-    depths = Counter({1: 5, 2: 4})
-    one, two = (SimpleNamespace(graph=SimpleNamespace(blocks=[0] * n)) for n in (1, 2))
-    chosen = [rejection._rarest([(0, one), (1, two)], depths)[0] for _ in range(3)]
-    assert chosen == [1, 0, 1]
-    assert depths == {1: 6, 2: 6}
+def test_each_number_of_blocks_is_as_likely_and_its_first_sample_kept():
+    samples = [
+        (i, SimpleNamespace(graph=SimpleNamespace(blocks=[0] * n)))
+        for i, n in enumerate([2, 1, 1, 1, 1, 3, 2])
+    ]
+    draw = random.Random(0)
+    kept = Counter(rejection._varied(samples, draw)[0] for _ in range(3000))
+    assert set(kept) == {0, 1, 5}
+    assert max(abs(count / 3000 - 1 / 3) for count in kept.values()) < 0.035
+    assert rejection._varied(samples[1:5], draw)[0] == 1
 
 
 def test_another_rule_is_refused(tmp_path):
-    with pytest.raises(WorkbenchError, match=r"rejection\.keep = 'best'; it is one of first, rare"):
+    with pytest.raises(
+        WorkbenchError, match=r"rejection\.keep = 'best'; it is one of first, varied"
+    ):
         rejection.collect(load_profile("smoke", ["rejection.keep=best"]), tmp_path, tmp_path, 0)

@@ -4,15 +4,16 @@ Up to K samples a problem; one that is correct and has no violation is kept. No 
 is a setting, `keep`:
 
     first   the first such sample (the paper)
-    rare    of all such samples, the one with the rarest number of blocks among those kept so far.
-            What sequential decoding seldom does would be lost on the next stage, though it may be
-            what parallel decoding needs: a division into several blocks, where a branch would
-            otherwise have to see its sibling. Stage 3 can only strengthen what is still there.
+    varied  a number of blocks is drawn from those that such samples have, all alike; the first
+            sample with as many. What sequential decoding seldom does would be lost on the next
+            stage, though it may be what parallel decoding needs: a division into several blocks,
+            where a branch would otherwise have to see its sibling. Stage 3 can only strengthen
+            what is still there.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def collect(
     nothing at all was kept.
     """
     section = profile["rejection"]
-    if section["keep"] not in ("first", "rare"):
-        raise WorkbenchError(f"rejection.keep = {section['keep']!r}; it is one of first, rare")
+    if section["keep"] not in ("first", "varied"):
+        raise WorkbenchError(f"rejection.keep = {section['keep']!r}; it is one of first, varied")
     model, tokenizer = load_checkpoint(input_checkpoint)
     engine = TorchEngine(model, tokenizer, EngineConfig(**profile["engine"]))
     problem_set = load_problems(profile["problems"], "train", seed)
@@ -61,8 +62,8 @@ def collect(
         )
         if not open_problems:
             break
-    depths: Counter[int] = Counter()
-    kept = [(*_rarest(found[p.id], depths), p) for p in problems if found[p.id]]
+    draw = random.Random(seed)
+    kept = [(*_varied(found[p.id], draw), p) for p in problems if found[p.id]]
     if not kept:
         raise WorkbenchError(
             f"rejection sampling kept none of {len(problems)} problems after {section['k']} "
@@ -81,10 +82,11 @@ def collect(
     return frame
 
 
-def _rarest(
-    samples: Sequence[tuple[int, Trajectory]], depths: Counter[int]
+def _varied(
+    samples: Sequence[tuple[int, Trajectory]], draw: random.Random
 ) -> tuple[int, Trajectory]:
-    """The sample whose number of blocks has been chosen least so far, the first among equals."""
-    chosen = min(samples, key=lambda sample: depths[len(sample[1].graph.blocks)])
-    depths[len(chosen[1].graph.blocks)] += 1
-    return chosen
+    """The first sample of a number of blocks that is drawn; of several, each is as likely."""
+    firsts: dict[int, tuple[int, Trajectory]] = {}
+    for attempt, trajectory in samples:
+        firsts.setdefault(len(trajectory.graph.blocks), (attempt, trajectory))
+    return draw.choice(list(firsts.values()))
