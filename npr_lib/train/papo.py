@@ -11,7 +11,8 @@ What is left out of PPO/GRPO, and why:
 - the ratio: one optimizer step a rollout batch, so old and new policy are the same and the
   gradient is REINFORCE's. Nothing else to correct for.
 - the clipping: with a ratio of 1 nothing could be clipped, and the gradient of the tag tokens,
-  which carry the branching decisions, must never be cut.
+  which carry the branching decisions, must never be cut. (The trainer's bound of 1 on the norm of
+  the whole gradient stays; norms of the tiny profile are 0.02 to 0.11, it has never acted.)
 - the KL term and the reference model: format is held by the reward instead (`invalid`).
 - the group's standard deviation: groups that are nearly unanimous would be blown up; the batch's
   is steadier.
