@@ -21,6 +21,7 @@ from npr_lib.engine import (
     TorchEngine,
     sglang_backend,
 )
+from npr_lib.engine.arguments import forced
 from npr_lib.engine.sglang_wire import pack
 from npr_lib.layout import layout
 from npr_lib.tokenizer import TagIds, encode
@@ -226,7 +227,7 @@ def test_going_on_from_a_prefix(pair, monkeypatch):
     written = written_by_policy(model, monkeypatch, 3, CONFIG, {"max_tokens": 300}, n=6, broken=0)
     checked = 0
     for t in written:
-        given = engine._forced(t, "parallel")
+        given = forced(t, "parallel", TOKENIZER)
         first, second = (given.get(((0, i),), []) for i in range(2))
         if first[-1:] != [TAGS.step_end] or not second or TAGS.guideline in [*first, *second[:1]]:
             continue  # a nested block would need its branches too
