@@ -59,6 +59,7 @@ ABLATIONS = (
     Variant("at most 2 branches", ("engine.max_branches=2",)),
     Variant("warm-up: 50 steps", ("sft.trl.max_steps=50",), first="sft"),
     Variant("warm-up: 100 steps", ("sft.trl.max_steps=100",), first="sft"),
+    Variant("data: first right sample", ("rejection.keep=first",), first="rejection"),
     Variant("data from the seed", first="rejection", writer="seed"),
     Variant("SFT of NPR-Zero", first="sft", learner="npr_zero"),
 )
