@@ -7,26 +7,29 @@ bad as good, so that there is something to decide and something to gain.
   block takes on all, in the same order. Decoded one token after the other that does no harm; in
   parallel a branch can't see its sibling's result. A part whose parent's value is not in sight ends
   in "?" and the answer is wrong.
-- A plan holds one part (chance `split`) or several. A step with one part is right
-  ("A=7-2-3+1=5-3+1=2+1=3"); a step with several is long, and careless: it forgets a final
-  subtraction with probability `careless` ("A=7-2+3-1=5+3-1=8-1~8,C=...").
-- *malformed* responses in `MALFORMATIONS` ways and *plain* ones without tags, so that the format
-  is there to be learnt.
+- Where all parts are independent a plan holds one of them (chance `split`) or several. A step with
+  one part is right ("A=7-2-3+1=5-3+1=2+1=3"); a step with several is long, and careless: it forgets
+  a final subtraction with probability `careless` ("A=7-2+3-1=5+3-1=8-1~8,C=...").
+- *malformed* responses in `MALFORMATIONS` ways, and *plain* ones without tags, so that the format
+  is there to be learnt. It is the first block that is spoilt, so that more blocks are no more risk.
 - *drills*: one step, any, straight after a `</guideline>`, with the loss on its content only. A
   sequential model could find its part in what its siblings did; in parallel the index of its plan
   is the only key, and here too. The plans are in any order, so that nothing but the index helps.
+  The blocks are never wide: a step that had to do without a value would learn to write "?", and
+  then does so, now and then, where the value is in sight.
+- Altogether a wide response and a deep one earn the same while decoding is sequential. What one of
+  them earned less, stage 1 would drop, whichever that was, and stage 3 have nothing to choose from.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from npr_lib.parts import TERMS, Parts, parent, ready, values
-from npr_lib.problems import SHARES, build_prompt, load_problems, split_of
+from npr_lib.parts import Parts, parent, ready, values
+from npr_lib.problems import build_prompt, load_problems
 
 KINDS = ("valid", "malformed", "plain", "drill")
 Known = dict[str, int | None]  # label -> the value written for it; None: "?"
@@ -61,33 +64,27 @@ def corpus(profile: Mapping[str, Any], seed: int) -> Iterator[Document]:
     prompts = [build_prompt(problem, profile["prompt"]) for problem in problems]
     draw = random.Random(seed)
     shares = [spec[kind] for kind in KINDS]
-    terms = profile["problems"].get("terms", TERMS)
-    chain = re.compile(rf"(?<![+-])\d(?:[+-]\d){{{terms - 1}}}(?![+-])")
-    owners = profile["problems"].get("shares", SHARES)
     while True:
         i = draw.randrange(len(problems))
         kind = draw.choices(KINDS, shares)[0]
         parts = problems[i].meta["parts"]
-        blocks = plan_blocks(parts, spec, draw, 0.8 if kind == "drill" else spec["split"])
         if kind == "drill":
-            pieces = _drill(parts, blocks, spec["careless"], draw)
+            pieces = _drill(parts, plan_blocks(parts, 0.0, 0.8, draw), spec["careless"], draw)
         else:
+            blocks = plan_blocks(parts, spec["wide"], spec["split"], draw)
             if kind == "malformed":
                 alone = all(len(plans) == 1 for plans in blocks)
                 names = [k for k in MALFORMATIONS if not (alone and k in NEED_TWO_STEPS)]
                 kind = draw.choice(names)
             pieces = ((_response(kind, parts, blocks, spec["careless"], draw), True),)
-        document = Document(prompts[i], pieces, kind)
-        # a careless value makes the part that needs it compute a chain of perhaps another split
-        if all(split_of(text, owners) == "train" for text in chain.findall(document.response)):
-            yield document
+        yield Document(prompts[i], pieces, kind)
 
 
 # ---------------------------------------------------------------- how a problem is divided
 
 
 def plan_blocks(
-    parts: Parts, spec: Mapping[str, Any], draw: random.Random, split: float
+    parts: Parts, wide: float, split: float, draw: random.Random
 ) -> list[list[list[str]]]:
     """The labels of every plan of every block, by the chances of the corpus."""
     rounds: list[list[str]] = []
@@ -98,9 +95,11 @@ def plan_blocks(
         start = draw.randrange(len(chosen))
         rounds.append(chosen[start:] + chosen[:start])
         done.update(chosen)
-    if draw.random() < spec["wide"]:
+    if len(rounds) == 1:
+        return [_groups(rounds[0], draw, split)]
+    if draw.random() < wide:
         rounds = [[label for labels in rounds for label in labels]]
-    return [_groups(labels, draw, split) for labels in rounds]
+    return [[[label] for label in labels] for labels in rounds]
 
 
 def _groups(labels: list[str], draw: random.Random, split: float) -> list[list[str]]:
@@ -127,13 +126,11 @@ def write_step(
         above = parent(parts[label])
         start = parts[label][0] if above is None else (known | found).get(above)
         line = f"{label}={parts[label]}"
-        resolved = f"{start}{parts[label][1:]}"
-        running = [] if start is None else values(resolved)
-        if (
-            not running or not 0 <= min(running) <= max(running) <= 9
-        ):  # a parent out of sight or wrong
+        if start is None:
             found[label], line = None, f"{line}=?"
         else:
+            resolved = f"{start}{parts[label][1:]}"
+            running = values(resolved)
             line += "" if above is None else f"={resolved}"
             for i, value in enumerate(running[1:-1], start=1):
                 line += f"={value}{resolved[2 * i + 1 :]}"
@@ -185,8 +182,8 @@ def _response(
     kind: str, parts: Parts, blocks: list[list[list[str]]], careless: float, draw: random.Random
 ) -> str:
     """A whole response, decoded one token after the other: every earlier value is in sight."""
-    wide = [i for i, plans in enumerate(blocks) if len(plans) > 1]
-    spoilt = draw.choice(wide) if kind in NEED_TWO_STEPS else draw.randrange(len(blocks))
+    least = 2 if kind in NEED_TWO_STEPS else 1
+    spoilt = next(i for i, plans in enumerate(blocks) if len(plans) >= least)
     known: Known = {}
     text = ""
     for number, plans in enumerate(blocks):
