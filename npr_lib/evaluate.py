@@ -32,7 +32,7 @@ def evaluate(
     """Responses of checkpoint run_dir / name to every problem of a split, in the mode it was
     trained for: `samples` at T = 1 and one greedy (column `temperature` tells them apart).
 
-    Written to `rollouts_path`.
+    Written to `rollouts_path` for the test split.
     """
     section = profile["evaluation"]
     engine = load_engine(profile, Path(run_dir) / name)
@@ -46,9 +46,10 @@ def evaluate(
         frames.append(respond(profile, engine, problems, params, n, Path(run_dir) / name))
         report_progress(i + 1, len(settings), part=name)
     frame = pd.concat(frames, ignore_index=True)
-    path = rollouts_path(run_dir, name, split)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_parquet(path, index=False)
+    if split == "test":
+        path = rollouts_path(run_dir, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_parquet(path, index=False)
     return frame
 
 

@@ -94,7 +94,9 @@ def run_variant(
     if not (done.exists() and json.loads(done.read_text(encoding="utf-8")) == identity):
         _train(variant, profile, base, folder, seed)
         for name in names:
-            evaluate(profile, folder, name, profile["random_seed"], split)
+            frame = evaluate(profile, folder, name, profile["random_seed"], split)
+            if split != "test":
+                frame.to_parquet(rollouts_path(folder, name, split), index=False)
         write_json(done, identity)
     return {name: read_rollouts(rollouts_path(folder, name, split)) for name in names}
 
