@@ -17,7 +17,7 @@ from npr_lib.problems import ProblemSet, Split, build_prompt, load_problems
 from npr_lib.progress import report_progress
 from npr_lib.rewards import format_reward
 from npr_lib.train.checkpoints import checkpoint_mode, load_checkpoint
-from npr_lib.trajectory import Trajectory, to_rows
+from npr_lib.trajectory import Trajectory, rollouts_path, to_rows
 
 
 def load_engine(profile: dict[str, Any], checkpoint: Path) -> TorchEngine:
@@ -51,11 +51,6 @@ def evaluate(
         path.parent.mkdir(parents=True, exist_ok=True)
         frame.to_parquet(path, index=False)
     return frame
-
-
-def rollouts_path(run_dir: Path | str, name: str, split: Split = "test") -> Path:
-    """Where the evaluation of a checkpoint on a split lies."""
-    return Path(run_dir) / "rollouts" / f"{'eval' if split == 'test' else split}_{name}.parquet"
 
 
 def respond(

@@ -18,7 +18,7 @@ from npr_lib import WorkbenchError, decomposition
 from npr_lib.manifest import write_json
 from npr_lib.metrics import Estimate, efficiency, paired_difference
 from npr_lib.stages import LADDER
-from npr_lib.trajectory import Trajectory, from_row, read_rollouts
+from npr_lib.trajectory import Trajectory, from_row, read_rollouts, rollouts_path
 
 NAMES = {
     "seed": "seed",
@@ -66,8 +66,7 @@ def read_log(run_dir: Path, name: str) -> pd.DataFrame:
 
 def read_evaluations(run_dir: Path, names: Sequence[str] = LADDER) -> dict[str, pd.DataFrame]:
     """The paper's name of each checkpoint -> its evaluation rollouts, in the ladder's order."""
-    folder = Path(run_dir) / "rollouts"
-    return {NAMES[name]: read_rollouts(folder / f"eval_{name}.parquet") for name in names}
+    return {NAMES[name]: read_rollouts(rollouts_path(run_dir, name)) for name in names}
 
 
 def read_responses(

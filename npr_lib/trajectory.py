@@ -202,6 +202,11 @@ def write_rollouts(
     return frame
 
 
+def rollouts_path(run_dir: Path | str, name: str, split: str = "test") -> Path:
+    """Where the evaluation of a checkpoint on a split lies."""
+    return Path(run_dir) / "rollouts" / f"{'eval' if split == 'test' else split}_{name}.parquet"
+
+
 def read_rollouts(path: Path | str) -> pd.DataFrame:
     """A rollouts table from parquet; FileNotFoundError names the path."""
     if not Path(path).exists():

@@ -21,14 +21,14 @@ import pandas as pd
 from npr_lib import WorkbenchError
 from npr_lib.decomposition import divisions, span_ratio, split_gain, wrong_part_rate
 from npr_lib.digests import digest, source_digest
-from npr_lib.evaluate import evaluate, rollouts_path
+from npr_lib.evaluate import evaluate
 from npr_lib.manifest import write_json
 from npr_lib.metrics import Estimate, format_pass, pooled_difference, trigger_rate
 from npr_lib.problems import Split
 from npr_lib.profile import load_profile
 from npr_lib.report import DECODINGS, NAMES, decoded, interval_text, sampled
 from npr_lib.train import papo, rejection, sft
-from npr_lib.trajectory import read_rollouts
+from npr_lib.trajectory import read_rollouts, rollouts_path
 
 Frames = Mapping[str, pd.DataFrame]  # checkpoint -> rollouts
 
@@ -140,13 +140,24 @@ def replicates_table(runs: Mapping[str, Frames]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def behaviour_table(runs: Mapping[str, Frames]) -> pd.DataFrame:
+def divided(runs: Mapping[str, Frames]) -> dict[str, Frames]:
+    """How the sampled responses of NPR-Beta, NPR and SR divide their problems, run by run: what
+    `decomposition.divisions` returns. "parts" problems only."""
+    return {
+        label: {name: divisions(sampled(frames[name])) for name in ("npr_beta", "npr", "sr")}
+        for label, frames in runs.items()
+    }
+
+
+def behaviour_table(divided: Mapping[str, Frames]) -> pd.DataFrame:
     """What the sampled responses of every run are like, before and after stage 3, with intervals.
-    "parts" problems only."""
+
+    Args:
+        divided: run -> checkpoint -> divisions, as `divided` returns them.
+    """
     rows = {}
-    for label, frames in runs.items():
-        divided = {name: divisions(sampled(frame)) for name, frame in frames.items()}
-        beta, npr = divided["npr_beta"], divided["npr"]
+    for label, frames in divided.items():
+        beta, npr = frames["npr_beta"], frames["npr"]
         blind = (100 * (frame["kind"] == "blind").mean() for frame in (beta, npr))
         gains = split_gain(beta, npr)
         rows[label] = {
@@ -157,7 +168,7 @@ def behaviour_table(runs: Mapping[str, Frames]) -> pd.DataFrame:
             "blind divisions (%)": "{:.1f} → {:.1f}".format(*blind),
             **{f"{name} (points)": interval_text(gain, 100, 1) for name, gain in gains.items()},
             "span / SR's length, ≥ 3 independent parts": interval_text(
-                span_ratio(npr, divided["sr"])
+                span_ratio(npr, frames["sr"])
             ),
         }
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -8,10 +8,10 @@ import pytest
 from oracles import random_model
 
 from npr_lib import WorkbenchError, variants
-from npr_lib.evaluate import rollouts_path
 from npr_lib.profile import load_profile, save_profile
 from npr_lib.tokenizer import tiny_tokenizer
 from npr_lib.train.checkpoints import checkpoint_mode
+from npr_lib.trajectory import rollouts_path
 from npr_lib.variants import ABLATIONS, Variant, run_variant
 
 RESPONSE = (
@@ -173,7 +173,7 @@ def test_behaviour_of_a_run_by_hand():
         "npr": answers([["A", "B", "D"], ["C"]], 80),
         "sr": answers([["A", "B", "C", "D"]], 100),
     }
-    row = variants.behaviour_table({"seed 0": run}).loc["seed 0"]
+    row = variants.behaviour_table(variants.divided({"seed 0": run})).loc["seed 0"]
     assert row["format, NPR-Beta (%)"].startswith("50.0 [")
     assert row["trigger, NPR-Beta (%)"].startswith("50.0 [")
     assert row["wrong parts, NPR-Beta (%)"].startswith("0.0 [")
@@ -181,7 +181,7 @@ def test_behaviour_of_a_run_by_hand():
     assert row["span / SR's length, ≥ 3 independent parts"].startswith("0.80 [")
     crossed = {"npr_beta": answers([["A", "B"]], 1), "npr": answers([["A"]], 1), "sr": run["sr"]}
     crossed["npr_beta"].loc[0, "text"] = crossed["npr_beta"].loc[0, "text"].replace("B=1", "A=1")
-    row = variants.behaviour_table({"seed 0": crossed}).loc["seed 0"]
+    row = variants.behaviour_table(variants.divided({"seed 0": crossed})).loc["seed 0"]
     assert row["wrong parts, NPR-Beta (%)"].startswith("50.0 [")
 
 
