@@ -130,7 +130,7 @@ def test_takeaways_and_answers_hold_what_the_steps_found(documents):
 def test_blocks_take_on_all_ready_parts_or_the_only_one_everything(documents):
     """Generation by generation, each in cyclic order; a wide block has all of them in one."""
     planned: dict[int, list[list[str]]] = {}
-    wide, starts, widths = Counter(), Counter(), Counter()
+    starts, widths = Counter(), Counter()
     for document, plans, _, _, _ in valid_blocks(documents):
         planned.setdefault(id(document), []).append(list(itertools.chain(*plans)))
         if len(planned[id(document)][-1]) == 4:
@@ -151,11 +151,36 @@ def test_blocks_take_on_all_ready_parts_or_the_only_one_everything(documents):
         assert not labels
         if len(generations) > 1:
             assert blocks in (generations, [list(itertools.chain(*generations))])
-            wide[len(blocks) == 1] += 1
-    n, chance = wide.total(), SPEC["wide"]
-    assert abs(wide[True] / n - chance) < 4 * (chance * (1 - chance) / n) ** 0.5
     assert min(starts.values()) > 0.7 * max(starts.values()) and len(starts) == 3
     assert set(widths) == {1, 2, 3, 4}
+
+
+def test_wide_and_deep_are_practised_alike_and_chosen_by_chance(documents):
+    """Half of each; only in the loss on the tag where they part has one of them more weight."""
+    tokenizer = tiny_tokenizer()
+    written, chosen = Counter(), Counter()
+    for document in (d for d in documents if d.kind == "valid"):
+        parts = parts_of(document)
+        ready = {label for label in parts if not parts[label][0].isalpha()}
+        ids, labels = _encode(document, tokenizer)
+        silent = [i for i, label in enumerate(labels) if label == IGNORE]
+        at = len(tokenizer.encode(document.prompt))
+        assert silent[:at] == list(range(at))
+        if len(ready) == len(parts):
+            assert len(silent) == at
+            continue
+        head, tag = document.pieces[0][0], document.pieces[1][0]
+        assert head + tag == document.response[: len(head) + len(tag)]
+        assert set(re.findall(r"<plan>\d:([A-Z])</plan>", head)) == ready
+        wide = len(parse(document.response).blocks) == 1
+        assert head.endswith("</plan>") and tag == ("<plan>" if wide else "</guideline>")
+        decides = len(tokenizer.encode(document.prompt + head))
+        assert tokenizer.decode(ids[decides]) == tag and silent[at:] in ([], [decides])
+        written[wide] += 1
+        chosen[wide] += not silent[at:]
+    for counts, chance in ((written, 0.5), (chosen, SPEC["wide"])):
+        slack = 4 * (chance * (1 - chance) / counts.total()) ** 0.5
+        assert abs(counts[True] / counts.total() - chance) < slack
 
 
 def test_drills_train_only_what_follows_the_forced_index(documents):

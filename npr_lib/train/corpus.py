@@ -3,10 +3,12 @@
 The corpus is meant to be uneven: the pieces are right, the way they are put together is as often
 bad as good, so that there is something to decide and something to gain.
 
-- *valid* responses. Each block takes on the parts whose parents are done; with chance `wide` one
-  block takes on all, in the same order. Decoded one token after the other that does no harm; in
-  parallel a branch can't see its sibling's result. A part whose parent's value is not in sight ends
-  in "?" and the answer is wrong.
+- *valid* responses. Where parts need each other, half of them are *deep*: each block takes on the
+  parts whose parents are done. The others are *wide*: one block takes on all, in the same order.
+  Decoded one token after the other that does no harm; in parallel a branch can't see its sibling's
+  result. A part whose parent's value is not in sight ends in "?" and the answer is wrong. The two
+  part at one token. So that both are practised alike and the first is still a matter of chance
+  `wide`, that token is in the loss with chance `wide` in a wide response, 1 - `wide` in a deep one.
 - Where all parts are independent a plan holds one of them (chance `split`) or several. A step with
   one part is right ("A=7-2-3+1=5-3+1=2+1=3"); a step with several is long, and careless: it forgets
   a final subtraction with probability `careless` ("A=7-2+3-1=5+3-1=8-1~8,C=...").
@@ -71,12 +73,17 @@ def corpus(profile: Mapping[str, Any], seed: int) -> Iterator[Document]:
         if kind == "drill":
             pieces = _drill(parts, plan_blocks(parts, 0.0, 0.8, draw), spec["careless"], draw)
         else:
-            blocks = plan_blocks(parts, spec["wide"], spec["split"], draw)
+            wide = 0.5 if kind == "valid" else spec["wide"]
+            blocks = plan_blocks(parts, wide, spec["split"], draw)
             if kind == "malformed":
                 alone = all(len(plans) == 1 for plans in blocks)
                 names = [k for k in MALFORMATIONS if not (alone and k in NEED_TWO_STEPS)]
                 kind = draw.choice(names)
-            pieces = ((_response(kind, parts, blocks, spec["careless"], draw), True),)
+            response = _response(kind, parts, blocks, spec["careless"], draw)
+            pieces = ((response, True),)
+            if kind == "valid" and (first := len(ready(parts, set()))) < len(parts):
+                chance = spec["wide"] if len(blocks) == 1 else 1 - spec["wide"]
+                pieces = _decided(response, first, draw.random() < chance)
         yield Document(prompts[i], pieces, kind)
 
 
@@ -199,6 +206,13 @@ def _response(
         text += MALFORMATIONS.get(kind, _keep)(block) if number == spoilt else block
     answer = ",".join("?" if known.get(p) is None else str(known[p]) for p in parts)
     return text + (answer if kind == "no box" else f"\\boxed{{{answer}}}")
+
+
+def _decided(response: str, first: int, trained: bool) -> tuple[tuple[str, bool], ...]:
+    """A response, cut around the tag that decides: after the first plans another, or their end."""
+    plans = "</plan>".join(response.split("</plan>", first)[:first]) + "</plan>"
+    tag = response[len(plans) : response.index(">", len(plans)) + 1]
+    return (plans, True), (tag, trained), (response[len(plans) + len(tag) :], True)
 
 
 def _drill(
