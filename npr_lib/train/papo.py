@@ -28,6 +28,15 @@ Each choice is a setting of the profile's section `npr`, so that it can be teste
                    rollout batch may make several steps (`grpo.steps_per_generation`)
     span_bonus     rho: a right answer earns 1 + rho * (1 - span / work)
 
+The defaults of the tiny profile against the others, accuracy at T = 1 after 40 steps in points, on
+400 validation problems, three seeds (95 % intervals resample seeds and problems; notebook 12):
+
+    advantage: group 0.0 [-1.8, 2.2], none -0.7 [-2.8, 1.2]    no difference seen: the paper's
+    invalid: filter -5.5 [-10.6, -1.6]    93.4 % of the responses are valid then, not 98.4 %
+    engine_tokens: true -1.0 [-4.2, 2.3]    none seen: what the policy didn't choose stays out
+    clip: dapo, two steps a batch -1.3 [-4.6, 2.4]    none seen: the simpler
+    span_bonus: 0.5 -1.0 [-2.2, 0.2]    the span is no shorter: none
+
 The sequential baseline SR is the same call with mode="sequential".
 
     papo.train(profile, run_dir, run_dir / "npr_beta", seed=0)                      # NPR
