@@ -26,6 +26,7 @@ bad as good, so that there is something to decide and something to gain.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -210,9 +211,8 @@ def _response(
 
 def _decided(response: str, first: int, trained: bool) -> tuple[tuple[str, bool], ...]:
     """A response, cut around the tag that decides: after the first plans another, or their end."""
-    plans = "</plan>".join(response.split("</plan>", first)[:first]) + "</plan>"
-    tag = response[len(plans) : response.index(">", len(plans)) + 1]
-    return (plans, True), (tag, trained), (response[len(plans) + len(tag) :], True)
+    head, tag, rest = re.findall(f"((?:.*?</plan>){{{first}}})(<.*?>)(.*)", response)[0]
+    return (head, True), (tag, trained), (rest, True)
 
 
 def _drill(
