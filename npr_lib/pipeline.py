@@ -30,6 +30,7 @@ from npr_lib.notebook import execute, kernel, prepare
 from npr_lib.profile import load_profile, save_profile
 from npr_lib.stages import (
     NOT_DONE,
+    ON_REQUEST,
     REPOSITORY,
     STAGES,
     Stage,
@@ -140,8 +141,11 @@ def find_run(name: str | Path, root: Path = REPOSITORY) -> Path:
 
 
 def report(run_dir: Path) -> Path:
-    """Write the HTML of every executed notebook of a run anew, and its index; returns the index."""
-    for name in manifest.read(run_dir)["stages"]:
+    """Write the HTML of every executed notebook of a run anew, and its index; returns the index.
+
+    A notebook that no run executes by itself is among them when its result lies beside the others.
+    """
+    for name in (*manifest.read(run_dir)["stages"], *(stage.name for stage in ON_REQUEST)):
         notebook = run_dir / "notebooks" / f"{name}.ipynb"
         if notebook.exists():
             _write_page(notebook, run_dir)

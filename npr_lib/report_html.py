@@ -24,7 +24,7 @@ from pygments.formatters import HtmlFormatter
 
 from npr_lib import manifest as record
 from npr_lib.progress import duration
-from npr_lib.stages import PACKAGE
+from npr_lib.stages import ON_REQUEST, PACKAGE
 
 FIGURE = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -202,7 +202,11 @@ def write_index(run_dir: Path) -> Path:
     parts = [f"<h1>Run {html.escape(run['run'])}</h1>", _summary(run), _headline(run_dir)]
     if (run_dir / EXPLORE).exists():
         parts.append(f'<p><a href="{EXPLORE}">Explore the responses</a> one by one.</p>')
-    parts += ["<h2>Stages</h2>", _stages(run, run_dir), "<h2>Manifest</h2>", _facts(run)]
+    parts += ["<h2>Stages</h2>", _stages(run, run_dir)]
+    pages = [f"html/{stage.name}.html" for stage in ON_REQUEST]
+    links = [f'<a href="{path}">{path}</a>' for path in pages if (run_dir / path).exists()]
+    parts += [f"<p>On request: {link}.</p>" for link in links]
+    parts += ["<h2>Manifest</h2>", _facts(run)]
     files = [("profile.yaml", "the profile, overrides applied"), ("manifest.json", "the manifest")]
     files += [(path.relative_to(run_dir).as_posix(), "") for path in _metrics(run_dir)]
     links = [f'<li><a href="{path}">{path}</a> {text}</li>' for path, text in files]

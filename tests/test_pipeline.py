@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -233,6 +234,17 @@ def test_report_writes_the_pages_again(finished):
     (run_dir / "index.html").unlink()
     assert pipeline.report(run_dir) == run_dir / "index.html"
     assert page.read_text() == before and (run_dir / "index.html").exists()
+
+
+def test_a_notebook_on_request_joins_the_pages_once_it_lies_with_the_others(finished, tmp_path):
+    run_dir = shutil.copytree(finished[1], tmp_path / "run")
+    link = 'href="html/12_ablations.html"'
+    assert link not in pipeline.report(run_dir).read_text()
+    shutil.copy(
+        run_dir / "notebooks" / "00_first.ipynb", run_dir / "notebooks" / "12_ablations.ipynb"
+    )
+    assert link in pipeline.report(run_dir).read_text()
+    assert (run_dir / "html" / "12_ablations.html").exists()
 
 
 # -- what is run again -----------------------------------------------------------------------
