@@ -28,9 +28,12 @@ class LayoutError(ValueError):
     """Token ids that are no well-formed response; `index` is the offending token's."""
 
     def __init__(self, index: int, reason: str) -> None:
-        super().__init__(f"token {index}: {reason}")
+        super().__init__(index, reason)  # which is what another process makes it from
         self.index = index
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"token {self.index}: {self.reason}"
 
 
 # ((block, branch), ...), outermost first; blocks are numbered over the whole response from 0,

@@ -27,11 +27,10 @@ def report_progress(step: int, total: int, **metrics: Any) -> None:
     """Say that `step` of `total` steps are done; shown as a bar when the pipeline runs this.
 
     Args:
-        step: steps finished, 0..total. A smaller step than the last, or another total, starts
-            a new bar (a stage may have several parts).
+        step: steps finished, 0..total. A smaller step than the part's last starts it anew.
         total: steps altogether.
         metrics: what to show beside it: numbers (`reward=0.4`) and short strings
-            (`part="NPR-Beta"` names the part that is running).
+            (`part="NPR-Beta"` names the part of the stage; parts may run side by side).
 
     Does nothing when the environment variable NPR_PROGRESS is not set.
     """
@@ -93,30 +92,47 @@ def describe(event: dict) -> str:
     return "  ".join(shown)
 
 
+class Parts:
+    """Where the parts of a stage began; they come one after another, or side by side."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple, tuple[dict, int]] = {}  # part -> its first event, its last step
+
+    def first(self, event: dict) -> dict:
+        """The first event of this event's part, which is itself where steps begin anew."""
+        part = (event.get("part"), event["total"])
+        start, last = self.seen.get(part, (event, event["step"]))
+        start = event if event["step"] < last else start
+        self.seen[part] = (start, event["step"])
+        return start
+
+
 class Bar:
-    """A tqdm bar for a terminal; tqdm reckons the time left."""
+    """A tqdm bar for a terminal, of the part that was heard of last; tqdm reckons the time left."""
 
     FORMAT = "{desc} |{bar:20}| step {n_fmt}/{total_fmt}{postfix}  {elapsed} < {remaining} left"
 
     def __init__(self, title: str, stream: TextIO) -> None:
-        self.title, self.stream = title, stream
-        self.part: tuple | None = None
+        self.title, self.stream, self.parts = title, stream, Parts()
+        self.start: dict | None = None
         self.bar = tqdm(desc=title, file=stream, bar_format="{desc} {elapsed}", leave=False)
 
     def show(self, event: dict) -> None:
-        part = (event.get("part"), event["total"])
-        if part != self.part or event["step"] < self.bar.n:
-            self.part = part
+        start = self.parts.first(event)
+        if start is not self.start:
+            self.start = start
             self.bar.close()
             title = " ".join(filter(None, (self.title, event.get("part"))))
             self.bar = tqdm(
                 desc=title,
                 total=event["total"],
+                initial=start["step"],
                 file=self.stream,
                 bar_format=self.FORMAT,
                 leave=False,
                 dynamic_ncols=True,
             )
+            self.bar.start_t = start["time"]
         self.bar.set_postfix_str(describe(event), refresh=False)
         self.bar.n = event["step"]
         self.bar.refresh()
@@ -126,36 +142,33 @@ class Bar:
 
 
 class Lines:
-    """Plain lines for a log: the first of a part, the last, and one every few seconds."""
+    """Plain lines for a log: the first, and one every few seconds."""
 
     def __init__(self, title: str, stream: TextIO, seconds: float = LINE_SECONDS) -> None:
-        self.title, self.stream, self.seconds = title, stream, seconds
-        self.part: tuple | None = None
-        self.start: dict | None = None
+        self.title, self.stream, self.seconds, self.parts = title, stream, seconds, Parts()
         self.printed = float("-inf")
 
     def show(self, event: dict) -> None:
-        part = (event.get("part"), event["total"])
-        if self.start is None or part != self.part or event["step"] < self.start["step"]:
-            self.part, self.start = part, event
+        start = self.parts.first(event)
         now = time.monotonic()
         if now - self.printed < self.seconds:
             return
         self.printed = now
         words = [self.title, event.get("part"), f"step {event['step']}/{event['total']}"]
-        words += [describe(event), self._left(event)]
+        words += [describe(event), _left(start, event)]
         print("  ".join(filter(None, words)), file=self.stream, flush=True)
-
-    def _left(self, event: dict) -> str:
-        """The time left, from the pace since the part's first event."""
-        done = event["step"] - self.start["step"]
-        if done <= 0:
-            return ""
-        left = (event["time"] - self.start["time"]) / done * (event["total"] - event["step"])
-        return f"{duration(left)} left"
 
     def close(self) -> None:
         """Nothing to put back in order."""
+
+
+def _left(start: dict, event: dict) -> str:
+    """The time left, from the pace since the part's first event."""
+    done = event["step"] - start["step"]
+    if done <= 0:
+        return ""
+    left = (event["time"] - start["time"]) / done * (event["total"] - event["step"])
+    return f"{duration(left)} left"
 
 
 def duration(seconds: float) -> str:

@@ -572,7 +572,7 @@ def test_report_progress_is_silent_without_the_variable(tmp_path, monkeypatch):
 def test_lines_are_rare_and_tell_the_time_left():
     stream = io.StringIO()
     lines = progress.Lines("stage", stream, seconds=3600)
-    for step in range(1000):
+    for step in range(900):
         lines.show({"time": float(step), "step": step, "total": 1000, "reward": 0.5})
     assert stream.getvalue() == "stage  step 0/1000  reward 0.5\n"
     lines.seconds = 0.0
@@ -581,6 +581,23 @@ def test_lines_are_rare_and_tell_the_time_left():
     # another part starts its own clock
     lines.show({"time": 950.0, "step": 0, "total": 10, "part": "sft"})
     assert stream.getvalue().splitlines()[-1] == "stage  sft  step 0/10"
+
+
+def test_parts_side_by_side_keep_their_clocks():
+    stream, terminal = io.StringIO(), Terminal()
+    views = progress.Lines("stage", stream, seconds=0.0), progress.Bar("stage", terminal)
+    began = time.time() - 60
+    for step, part in ((0, "npr"), (0, "sr"), (1, "npr"), (2, "npr"), (1, "sr")):
+        for view in views:
+            view.show({"time": began + 30 * step, "step": step, "total": 3, "part": part})
+    lines = stream.getvalue().splitlines()
+    assert lines[2:] == [
+        "stage  npr  step 1/3  1:00 left",
+        "stage  npr  step 2/3  0:30 left",
+        "stage  sr  step 1/3  1:00 left",
+    ]
+    # the sixty seconds since the part began, not since its line was drawn again
+    assert re.search(r"stage sr \|.*step 1/3  01:0\d < 02:0\d left", terminal.getvalue())
 
 
 class Terminal(io.StringIO):

@@ -97,6 +97,8 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 def train(trainer: Trainer, resume: str | None) -> None:
     """Train to the end, from the checkpoint that `begin_training` gave."""
+    # Tied weights are written once; the trainer would call the others missing when it loads.
+    trainer.model._keys_to_ignore_on_save = set(trainer.model.all_tied_weights_keys)
     if resume is not None:
         state = TrainerState.load_from_json(str(Path(resume) / TRAINER_STATE_NAME))
         if state.global_step >= state.max_steps:  # the trainer would make one step too many

@@ -37,6 +37,11 @@ The defaults of the tiny profile against the others, accuracy at T = 1 after 40 
     clip: dapo, two steps a batch -1.3 [-4.6, 2.4]    none seen: the simpler
     span_bonus: 0.5 -1.0 [-2.2, 0.2]    the span is no shorter: none
 
+All with a constant learning rate. One that falls to zero (`grpo.lr_scheduler_type: linear`) makes
+no better mean, but nearer seeds (95.4 to 95.9, not 93.5 to 96.9), and less drift: a run that had
+come to open a second block where all parts are independent (33 % of them) leaves it (4 %; none
+after 64 steps). The tiny profile has it, with 64 steps.
+
 The sequential baseline SR is the same call with mode="sequential".
 
     papo.train(profile, run_dir, run_dir / "npr_beta", seed=0)                      # NPR
