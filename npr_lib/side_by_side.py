@@ -11,10 +11,13 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 import torch
+
+from npr_lib import WorkbenchError
 
 T = TypeVar("T")
 
@@ -24,7 +27,7 @@ def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -
 
     Each process gets half of the cores, at most as many threads as this one has. With a GPU, or
     one core only, the calls take turns in this process. What one call raises ends the others and
-    is raised here.
+    is raised here; WorkbenchError if a process died.
     """
     if torch.cuda.is_available() or _cores() < 2:
         return [function(*call) for call in calls]
@@ -36,9 +39,14 @@ def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -
         try:
             for future in as_completed(futures):
                 future.result()
-        except BaseException:
+        except BaseException as error:
             for process in set(multiprocessing.active_children()) - set(others):
                 process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise WorkbenchError(
+                    f"a process of {function.__module__}.{function.__name__} died (out of memory, "
+                    "or killed); run it again, it goes on from what was saved"
+                ) from error
             raise
     return [future.result() for future in futures]
 

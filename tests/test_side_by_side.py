@@ -78,6 +78,17 @@ def test_an_error_of_one_is_raised_and_ends_the_others(tmp_path, machine, first,
     assert not multiprocessing.active_children()
 
 
+def die(folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_was_killed_is_told_of(tmp_path, machine):
+    machine(cores=2, threads=1)
+    with pytest.raises(WorkbenchError, match=r"test_side_by_side\.die died"):
+        side_by_side(die, [(tmp_path,), (tmp_path,)])
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.parametrize(("cores", "gpu"), [(1, False), (8, True)])
 def test_they_take_turns_on_one_core_or_a_gpu(machine, cores, gpu):
     machine(cores, 1, gpu)
