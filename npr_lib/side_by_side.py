@@ -25,11 +25,11 @@ T = TypeVar("T")
 def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:
     """`[function(*call) for call in calls]`, two at a time; `function` is one of a module.
 
-    Each process gets half of the cores, at most as many threads as this one has. With a GPU, or
-    one core only, the calls take turns in this process. What one call raises ends the others and
-    is raised here; WorkbenchError if a process died.
+    Each process gets half of the cores, at most as many threads as this one has. With a GPU, with
+    one core only or for one call, the calls take turns in this process. What one call raises ends
+    the others and is raised here; WorkbenchError if a process died.
     """
-    if torch.cuda.is_available() or _cores() < 2:
+    if torch.cuda.is_available() or _cores() < 2 or len(calls) < 2:
         return [function(*call) for call in calls]
     threads = min(_cores() // 2, torch.get_num_threads())
     others = multiprocessing.active_children()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from npr_lib import WorkbenchError
+from npr_lib.engine.sampling import mix
 from npr_lib.problems import load_problems
 from npr_lib.profile import load_profile
 from npr_lib.schema import parse
@@ -32,22 +33,22 @@ SAMPLES = [
 
 
 class ScriptedEngine:
-    """Gives every problem its samples, one a call."""
+    """Gives every problem the sample of the attempt that the seed belongs to."""
 
     def __init__(self, *_):
-        self.calls, self.asked = 0, []
+        self.asked = {}
 
     def generate(self, prompts, params, mode):
         assert mode == "sequential"
         found = []
+        (attempt,) = [attempt for attempt in range(3) if mix(0, attempt) == params.seed]
         for prompt in prompts:
             (i,) = [i for i, p in enumerate(PROBLEMS) if p.problem in prompt]
-            text, verdict = SAMPLES[i][self.calls]
+            text, verdict = SAMPLES[i][attempt]
             answer = PROBLEMS[i].answer if verdict == "right" else "no"
             graph = parse(f"{text}\\boxed{{{answer}}}")
             found.append(SimpleNamespace(graph=graph, problem=i))
-        self.asked.append(len(prompts))
-        self.calls += 1
+        self.asked[attempt] = len(prompts)
         return found
 
 
@@ -55,6 +56,7 @@ def collect(monkeypatch, tmp_path, keep):
     engine = ScriptedEngine()
     monkeypatch.setattr(rejection, "load_checkpoint", lambda path: (None, tiny_tokenizer()))
     monkeypatch.setattr(rejection, "TorchEngine", lambda *_: engine)
+    monkeypatch.setattr(rejection, "side_by_side", lambda f, calls: [f(*call) for call in calls])
     seen = {}
 
     def to_rows(trajectories, **columns):
@@ -72,7 +74,7 @@ def test_the_first_right_and_valid_sample(monkeypatch, tmp_path):
     engine, seen, attrs = collect(monkeypatch, tmp_path, "first")
     assert seen["attempt"] == (0, 1, 1) and seen["blocks"] == [1, 1, 2]
     assert seen["problem_id"] == [p.id for p in PROBLEMS[:3]]
-    assert engine.asked == [4, 3, 1]  # who has one is not asked again
+    assert engine.asked == {0: 4, 1: 3, 2: 1}  # who has one is not asked again
     assert attrs == {"tried": 4, "without": 1}
 
 
@@ -81,7 +83,7 @@ def test_any_of_the_numbers_of_blocks(monkeypatch, tmp_path):
     first_of = [{1: 0, 2: 1}, {1: 1, 2: 2}, {1: 2, 2: 1}]
     chosen = zip(seen["blocks"], seen["attempt"], first_of, strict=True)
     assert all(attempt == of[blocks] for blocks, attempt, of in chosen)
-    assert engine.asked == [4, 4, 4]
+    assert engine.asked == {0: 4, 1: 4, 2: 4}
     assert attrs == {"tried": 4, "without": 1}
 
 

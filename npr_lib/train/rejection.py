@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ import pandas as pd
 from npr_lib import WorkbenchError
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.engine.sampling import mix
-from npr_lib.problems import build_prompt, load_problems
+from npr_lib.problems import ProblemSet, build_prompt, load_problems
 from npr_lib.progress import report_progress
+from npr_lib.side_by_side import side_by_side
 from npr_lib.train.checkpoints import load_checkpoint
 from npr_lib.trajectory import Trajectory, to_rows
 
@@ -41,27 +44,15 @@ def collect(
     section = profile["rejection"]
     if section["keep"] not in ("first", "varied"):
         raise WorkbenchError(f"rejection.keep = {section['keep']!r}; it is one of first, varied")
-    model, tokenizer = load_checkpoint(input_checkpoint)
-    engine = TorchEngine(model, tokenizer, EngineConfig(**profile["engine"]))
-    problem_set = load_problems(profile["problems"], "train", seed)
-    problems = list(problem_set)[: section["problems"]]
-    found: dict[str, list[tuple[int, Trajectory]]] = {problem.id: [] for problem in problems}
-    open_problems = problems
-    for attempt in range(section["k"]):
-        params = SamplingParams(**{**section["sampling"], "seed": mix(seed, attempt)})
-        prompts = [build_prompt(p, profile["prompt"], tokenizer) for p in open_problems]
-        trajectories = engine.generate(prompts, params, mode="sequential")
-        for problem, trajectory in zip(open_problems, trajectories, strict=True):
-            graph = trajectory.graph
-            if graph.valid and problem_set.verify(graph.boxed, problem):
-                found[problem.id].append((attempt, trajectory))
-        if section["keep"] == "first":
-            open_problems = [problem for problem in problems if not found[problem.id]]
-        report_progress(
-            attempt + 1, section["k"], part="rejection", kept=sum(map(bool, found.values()))
-        )
-        if not open_problems:
-            break
+    every = range(section["k"])
+    # "first" asks for what is missing yet, so one attempt waits for another
+    shares = [every] if section["keep"] == "first" else [every[::2], every[1::2]]
+    calls = [(profile, Path(input_checkpoint), seed, share) for share in shares if share]
+    parts = side_by_side(sample, calls)
+    problems = _problems(profile, seed)
+    found = {
+        p.id: sorted(chain(*(part[p.id] for part in parts)), key=itemgetter(0)) for p in problems
+    }
     draw = random.Random(seed)
     kept = [(*_varied(found[p.id], draw), p) for p in problems if found[p.id]]
     if not kept:
@@ -80,6 +71,37 @@ def collect(
     frame.to_parquet(Path(run_dir) / "rejection.parquet", index=False)
     frame.attrs |= {"tried": len(problems), "without": len(problems) - len(kept)}
     return frame
+
+
+def sample(
+    profile: dict[str, Any], checkpoint: Path, seed: int, attempts: range
+) -> dict[str, list[tuple[int, Trajectory]]]:
+    """Problem -> the right and valid samples among these attempts, each with its attempt."""
+    section = profile["rejection"]
+    model, tokenizer = load_checkpoint(checkpoint)
+    engine = TorchEngine(model, tokenizer, EngineConfig(**profile["engine"]))
+    problems = _problems(profile, seed)
+    found: dict[str, list[tuple[int, Trajectory]]] = {problem.id: [] for problem in problems}
+    part = "rejection" if attempts.step == 1 else f"rejection {attempts.start + 1} of 2"
+    asked = problems
+    for done, attempt in enumerate(attempts, start=1):
+        params = SamplingParams(**{**section["sampling"], "seed": mix(seed, attempt)})
+        prompts = [build_prompt(p, profile["prompt"], tokenizer) for p in asked]
+        trajectories = engine.generate(prompts, params, mode="sequential")
+        for problem, trajectory in zip(asked, trajectories, strict=True):
+            graph = trajectory.graph
+            if graph.valid and problems.verify(graph.boxed, problem):
+                found[problem.id].append((attempt, trajectory))
+        if section["keep"] == "first":
+            asked = [problem for problem in problems if not found[problem.id]]
+        report_progress(done, len(attempts), part=part, kept=sum(map(bool, found.values())))
+        if not asked:
+            break
+    return found
+
+
+def _problems(profile: dict[str, Any], seed: int) -> ProblemSet:
+    return load_problems(profile["problems"], "train", seed)[: profile["rejection"]["problems"]]
 
 
 def _varied(
