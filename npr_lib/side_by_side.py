@@ -1,7 +1,7 @@
 """Two at a time: work that shares nothing but what it reads, in a process each.
 
-A small model gains little or nothing from a second thread: on two cores two processes of one
-thread do nearly twice the work of one process of two.
+Where idle threads sleep (OMP_WAIT_POLICY=PASSIVE) a small model gains little from a second one: on
+two cores two processes of one thread do nearly twice the work of one process of two.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -
     one core only or for one call, the calls take turns in this process. What one call raises ends
     the others and is raised here; WorkbenchError if a process died.
     """
-    if torch.cuda.is_available() or _cores() < 2 or len(calls) < 2:
+    if at_once() == 1 or len(calls) < 2:
         return [function(*call) for call in calls]
     threads = min(_cores() // 2, torch.get_num_threads())
     others = multiprocessing.active_children()
@@ -49,6 +49,11 @@ def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -
                 ) from error
             raise
     return [future.result() for future in futures]
+
+
+def at_once() -> int:
+    """How many calls `side_by_side` makes at a time."""
+    return 1 if torch.cuda.is_available() or _cores() < 2 else 2
 
 
 def _cores() -> int:

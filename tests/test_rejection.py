@@ -52,10 +52,11 @@ class ScriptedEngine:
         return found
 
 
-def collect(monkeypatch, tmp_path, keep):
+def collect(monkeypatch, tmp_path, keep, shares=1):
     engine = ScriptedEngine()
     monkeypatch.setattr(rejection, "load_checkpoint", lambda path: (None, tiny_tokenizer()))
     monkeypatch.setattr(rejection, "TorchEngine", lambda *_: engine)
+    monkeypatch.setattr(rejection, "at_once", lambda: shares)
     monkeypatch.setattr(rejection, "side_by_side", lambda f, calls: [f(*call) for call in calls])
     seen = {}
 
@@ -78,8 +79,9 @@ def test_the_first_right_and_valid_sample(monkeypatch, tmp_path):
     assert attrs == {"tried": 4, "without": 1}
 
 
-def test_any_of_the_numbers_of_blocks(monkeypatch, tmp_path):
-    engine, seen, attrs = collect(monkeypatch, tmp_path, "varied")
+@pytest.mark.parametrize("shares", [1, 2])
+def test_any_of_the_numbers_of_blocks(monkeypatch, tmp_path, shares):
+    engine, seen, attrs = collect(monkeypatch, tmp_path, "varied", shares)
     first_of = [{1: 0, 2: 1}, {1: 1, 2: 2}, {1: 2, 2: 1}]
     chosen = zip(seen["blocks"], seen["attempt"], first_of, strict=True)
     assert all(attempt == of[blocks] for blocks, attempt, of in chosen)

@@ -27,7 +27,7 @@ from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.engine.sampling import mix
 from npr_lib.problems import ProblemSet, build_prompt, load_problems
 from npr_lib.progress import report_progress
-from npr_lib.side_by_side import side_by_side
+from npr_lib.side_by_side import at_once, side_by_side
 from npr_lib.train.checkpoints import load_checkpoint
 from npr_lib.trajectory import Trajectory, to_rows
 
@@ -44,10 +44,10 @@ def collect(
     section = profile["rejection"]
     if section["keep"] not in ("first", "varied"):
         raise WorkbenchError(f"rejection.keep = {section['keep']!r}; it is one of first, varied")
-    every = range(section["k"])
     # "first" asks for what is missing yet, so one attempt waits for another
-    shares = [every] if section["keep"] == "first" else [every[::2], every[1::2]]
-    calls = [(profile, Path(input_checkpoint), seed, share) for share in shares if share]
+    n = 1 if section["keep"] == "first" else min(at_once(), section["k"])
+    shares = [range(i, section["k"], n) for i in range(n)]
+    calls = [(profile, Path(input_checkpoint), seed, share) for share in shares]
     parts = side_by_side(sample, calls)
     problems = _problems(profile, seed)
     found = {
@@ -82,7 +82,9 @@ def sample(
     engine = TorchEngine(model, tokenizer, EngineConfig(**profile["engine"]))
     problems = _problems(profile, seed)
     found: dict[str, list[tuple[int, Trajectory]]] = {problem.id: [] for problem in problems}
-    part = "rejection" if attempts.step == 1 else f"rejection {attempts.start + 1} of 2"
+    part = (
+        "rejection" if attempts.step == 1 else f"rejection {attempts.start + 1} of {attempts.step}"
+    )
     asked = problems
     for done, attempt in enumerate(attempts, start=1):
         params = SamplingParams(**{**section["sampling"], "seed": mix(seed, attempt)})
