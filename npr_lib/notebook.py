@@ -84,8 +84,10 @@ def kernel(folder: Path, events: Path | None = None) -> Iterator[None]:
                 filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
             ),
             "IPYTHONDIR": str((folder / "ipython").resolve()),
-            # idle OpenMP threads that spin take the cores from those that work
+            # idle OpenMP threads that spin for long take the cores from those that work; a little
+            # of it saves waking them
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000"),
             # figures as data: the page has plotly's script once
             "PLOTLY_RENDERER": "plotly_mimetype",
             # progress is told to the pipeline, not drawn into the notebook

@@ -1,7 +1,7 @@
 """Two at a time: work that shares nothing but what it reads, in a process each.
 
-Where idle threads sleep (OMP_WAIT_POLICY=PASSIVE) a small model gains little from a second one: on
-two cores two processes of one thread do nearly twice the work of one process of two.
+A small model gains little from a second thread: on two cores two processes of one thread do more
+than one process of two.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -
     """`[function(*call) for call in calls]`, two at a time; `function` is one of a module.
 
     Each process gets half of the cores, at most as many threads as this one has. With a GPU, with
-    one core only or for one call, the calls take turns in this process. What one call raises ends
-    the others and is raised here; WorkbenchError if a process died.
+    one core only, for one call or inside of such a call, they take turns in this process. What one
+    raises ends the others and is raised here; WorkbenchError if a process died.
     """
     if at_once() == 1 or len(calls) < 2:
         return [function(*call) for call in calls]
@@ -53,7 +53,8 @@ def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -
 
 def at_once() -> int:
     """How many calls `side_by_side` makes at a time."""
-    return 1 if torch.cuda.is_available() or _cores() < 2 else 2
+    nested = multiprocessing.parent_process() is not None
+    return 1 if nested or torch.cuda.is_available() or _cores() < 2 else 2
 
 
 def _cores() -> int:

@@ -99,6 +99,12 @@ def test_they_take_turns_on_one_core_or_a_gpu(machine, cores, gpu):
     assert order == [3, 1, 2]
 
 
+def test_inside_of_a_call_they_take_turns(machine):
+    machine(cores=2, threads=1)
+    assert module.at_once() == 2
+    assert side_by_side(module.at_once, [(), ()]) == [1, 1]
+
+
 KILLED = """
 import sys
 from pathlib import Path
