@@ -63,10 +63,10 @@ test-full: $(SMOLLM2)  ## the long tests too: real weights (98 MB), a browser (.
 	$(MAKE) test-sglang-full
 
 test-sglang: $(SGLANG_STAMP)  ## the engine on real SGLang, on a CPU: the oracle
-	$(SGLANG_PYTEST) 900 $(SGLANG)/bin/python -m pytest -s tests/test_sglang_oracle.py $(ARGS)
+	$(SGLANG_PYTEST) 900 $(SGLANG)/bin/python -m pytest -s tests/engine/sglang/test_sglang_oracle.py $(ARGS)
 
 test-sglang-full: $(SGLANG_STAMP)  ## every test on real SGLang
-	$(SGLANG_PYTEST) 3000 $(SGLANG)/bin/python -m pytest -s tests/test_sglang_*.py $(ARGS)
+	$(SGLANG_PYTEST) 3000 $(SGLANG)/bin/python -m pytest -s tests/engine/sglang/test_sglang_*.py $(ARGS)
 
 lint: $(STAMP)  ## ruff
 	$(PY) -m ruff check .

@@ -130,20 +130,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from npr_lib import pipeline  # heavy imports stay out of --help
+    from npr_lib.workbench import pipeline  # heavy imports stay out of --help
 
     run_dir = pipeline.run(options.profile, options.run, options.from_stage, options.overrides)
     print(_shown(run_dir / "index.html"))
 
 
 def _report(options: argparse.Namespace) -> None:
-    from npr_lib import pipeline
+    from npr_lib.workbench import pipeline
 
     print(_shown(pipeline.report(pipeline.find_run(options.run))))
 
 
 def _explore(options: argparse.Namespace) -> None:
-    from npr_lib import pipeline
+    from npr_lib.workbench import pipeline
 
     run_dir = pipeline.find_run(options.run)
     if options.html is None:
@@ -154,23 +154,23 @@ def _explore(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from npr_lib import bench
+    from npr_lib.bench import benchmark
 
     models = options.models.split(",") if options.models else None
-    page = bench.run(
+    page = benchmark.run(
         models,
         options.parts,
         options.device,
         options.dtype,
         options.quick,
         options.pairs,
-        options.out or bench.OUT,
+        options.out or benchmark.OUT,
     )
     print(_shown(page))
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from npr_lib.engine.sglang_backend import serve
+    from npr_lib.engine.sglang.backend import serve
 
     serve(options.model, options.options)
 

@@ -37,7 +37,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TextIO
 
-from npr_lib.schema import ReasoningGraph, ViolationKind, last_boxed, parse
+from npr_lib.reasoning.schema import ReasoningGraph, ViolationKind, last_boxed, parse
 
 Invalid = Literal["filter", "penalize"]
 Verifier = Callable[[str, Any], bool]  # (predicted, answer) -> right or wrong

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from npr_lib.schema import ViolationKind
+from npr_lib.reasoning.schema import ViolationKind
 
 K = ViolationKind
 ANSWER = "so \\boxed{5}"

@@ -12,7 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from npr_lib.stages import REPOSITORY
+from npr_lib.workbench.stages import REPOSITORY
 
 SHOTS = REPOSITORY / "reports" / "browser"  # ignored by git: to be looked at
 FLAGS = (

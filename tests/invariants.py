@@ -15,9 +15,9 @@ from oracles import brute_force_mask, dense_logits, trajectory_paths
 from npr_lib.engine import BranchEnd, Event, Finish, Fork, Join, SamplingParams, Token, TorchEngine
 from npr_lib.engine.branch import Branch, Response, Run
 from npr_lib.engine.sampling import gumbels, hash_ids, mix
-from npr_lib.layout import BranchPath
-from npr_lib.tokenizer import TagIds
-from npr_lib.trajectory import Trajectory
+from npr_lib.reasoning.layout import BranchPath
+from npr_lib.reasoning.tokens import TagIds
+from npr_lib.reasoning.trajectory import Trajectory
 
 
 def _branches(branch: Branch) -> Iterator[Branch]:

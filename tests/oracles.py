@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from npr_lib.tokenizer import TagIds, encode
+from npr_lib.reasoning.tokens import TagIds, encode
 
 
 @dataclass

@@ -8,7 +8,7 @@ the branch alone, never on what else is in the batch.
 import random
 
 from npr_lib.engine.branch import Response
-from npr_lib.tokenizer import TagIds, encode
+from npr_lib.reasoning.tokens import TagIds, encode
 
 
 def random_policy(tokenizer, broken=0.02, nested=0.15, garbage=0.0):

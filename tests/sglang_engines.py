@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine, TorchEngine
 from npr_lib.engine.branch import Response
-from npr_lib.layout import dense_mask, layout
-from npr_lib.tokenizer import TagIds, encode, step_prefix, tiny_tokenizer
+from npr_lib.reasoning.layout import dense_mask, layout
+from npr_lib.reasoning.tokens import TagIds, encode, step_prefix
+from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 TAGS = TagIds.from_tokenizer(TOKENIZER)

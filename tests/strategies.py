@@ -7,7 +7,7 @@ import re
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from npr_lib.schema import TAGS, Block, Plan, ReasoningGraph, Step, render
+from npr_lib.reasoning.schema import TAGS, Block, Plan, ReasoningGraph, Step, render
 
 TAG = re.compile("|".join(TAGS))
 # Whole responses take a while to draw, longer on a busy machine: nothing to complain about.

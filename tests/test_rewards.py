@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import PATIENT
 
+from npr_lib.reasoning.schema import ReasoningGraph, ViolationKind, parse, render
 from npr_lib.rewards import (
     PENALTIES,
     PER_ITEM,
@@ -26,7 +27,6 @@ from npr_lib.rewards import (
     stage1_reward,
     stage3_reward,
 )
-from npr_lib.schema import ReasoningGraph, ViolationKind, parse, render
 
 SIX = "".join(f"<plan>{i}:a</plan>" for i in range(1, 7))
 SIX_STEPS = SIX.replace("plan>", "step>")

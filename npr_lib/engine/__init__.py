@@ -16,7 +16,7 @@ from npr_lib.engine.api import (
     Token,
 )
 from npr_lib.engine.kv import KVPool, PoolExhaustedError
-from npr_lib.engine.sglang_engine import SGLangEngine
+from npr_lib.engine.sglang.engine import SGLangEngine
 from npr_lib.engine.torch_engine import TorchEngine
 
 __all__ = [

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
-from npr_lib.layout import BranchPath
-from npr_lib.trajectory import Mode, Trajectory
+from npr_lib.reasoning.layout import BranchPath
+from npr_lib.reasoning.trajectory import Mode, Trajectory
 
 # What a partial response already has: for every branch, keyed by its path with blocks counted
 # within their parent, the tokens that the policy or a person chose (the engine adds its own).

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from npr_lib.engine.api import Prefix, SamplingParams
 from npr_lib.engine.sampling import hash_ids, mix
-from npr_lib.layout import BranchPath, by_branch, layout, sampled_tokens
-from npr_lib.tokenizer import TagIds, encode
-from npr_lib.trajectory import Mode, Trajectory
+from npr_lib.reasoning.layout import BranchPath, by_branch, layout, sampled_tokens
+from npr_lib.reasoning.tokens import TagIds, encode
+from npr_lib.reasoning.trajectory import Mode, Trajectory
 
 
 class Asked(NamedTuple):

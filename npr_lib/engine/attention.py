@@ -26,7 +26,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from npr_lib.engine import paged
-from npr_lib.layout import BatchLayout, flex_mask_mod
+from npr_lib.reasoning.layout import BatchLayout, flex_mask_mod
 
 NAME = "npr"
 _FEW = 8  # new tokens of a row up to which paged.c beats gathering its KV for a matrix product

@@ -30,10 +30,10 @@ from npr_lib.engine.api import (
 )
 from npr_lib.engine.kv import SlotTable
 from npr_lib.engine.sampling import mix
-from npr_lib.layout import BranchPath
-from npr_lib.schema import ViolationKind
-from npr_lib.tokenizer import TagIds, step_prefix
-from npr_lib.trajectory import FinishReason, Mode
+from npr_lib.reasoning.layout import BranchPath
+from npr_lib.reasoning.schema import ViolationKind
+from npr_lib.reasoning.tokens import TagIds, step_prefix
+from npr_lib.reasoning.trajectory import FinishReason, Mode
 
 _LABEL = re.compile(r"\s*([1-9][0-9]{0,8})\s*:")
 _NAN = float("nan")

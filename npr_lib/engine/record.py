@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from npr_lib.engine.branch import Branch, Response, Run
-from npr_lib.layout import BranchPath, Layout, Segment, causal_layout, extend_segments
-from npr_lib.tokenizer import decode_with_tags
-from npr_lib.trajectory import Trajectory
+from npr_lib.reasoning.layout import BranchPath, Layout, Segment, causal_layout, extend_segments
+from npr_lib.reasoning.tokens import decode_with_tags
+from npr_lib.reasoning.trajectory import Trajectory
 
 _NAN = float("nan")
 

@@ -22,7 +22,7 @@ from npr_lib.engine.branch import Branch, Response
 from npr_lib.engine.kv import KVPool, SlotTable
 from npr_lib.engine.prefix import Node, PrefixTree
 from npr_lib.engine.record import own_tokens
-from npr_lib.trajectory import Trajectory
+from npr_lib.reasoning.trajectory import Trajectory
 
 
 @dataclass(slots=True, eq=False)

@@ -29,9 +29,9 @@ from npr_lib.engine.forward import choose, fitting_threads, forward, matrix_size
 from npr_lib.engine.kv import KVPool
 from npr_lib.engine.record import trajectory as record
 from npr_lib.engine.scheduler import Prompt, Request, Row, Scheduler
-from npr_lib.schema import TAGS
-from npr_lib.tokenizer import TagIds
-from npr_lib.trajectory import Mode, Trajectory
+from npr_lib.reasoning.schema import TAGS
+from npr_lib.reasoning.tokens import TagIds
+from npr_lib.reasoning.trajectory import Mode, Trajectory
 
 
 class TorchEngine:

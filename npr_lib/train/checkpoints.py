@@ -13,11 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -25,24 +22,9 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from npr_lib import WorkbenchError
-from npr_lib.digests import TRAINING, digest, source_digest
-from npr_lib.manifest import write_json
-from npr_lib.trajectory import Mode
-
-
-def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A Hugging Face folder as (model, tokenizer); WorkbenchError if it is none."""
-    _check_model(path)
-    model = AutoModelForCausalLM.from_pretrained(path)
-    # before an engine is made over it: the KV pool lies where the model is
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return model, AutoTokenizer.from_pretrained(path)
-
-
-def _check_model(path: Path | str) -> None:
-    if not (Path(path) / "config.json").is_file():
-        raise WorkbenchError(f"{path} is not a model folder: it has no config.json")
+from npr_lib.engine.checkpoint import check_model
+from npr_lib.files import TRAINING, digest, source_digest, write_json
+from npr_lib.reasoning.trajectory import Mode
 
 
 def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> str | None:
@@ -52,7 +34,7 @@ def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> s
     What a run is: `settings` (as JSON), the content of the model folder `source` and the source of
     `npr_lib`. WorkbenchError if `source` is no model folder.
     """
-    _check_model(source)  # before anything is removed
+    check_model(source)  # before anything is removed
     identity = {
         "settings": json.loads(json.dumps(settings, default=str)),
         "source": digest(source),
@@ -128,9 +110,3 @@ def _save(
     (folder / "npr.json").write_text(json.dumps({"mode": mode}) + "\n")
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path)
-
-
-def checkpoint_mode(folder: Path | str) -> Mode:
-    """The mode a checkpoint was trained for; sequential where it doesn't say."""
-    path = Path(folder) / "npr.json"
-    return json.loads(path.read_text())["mode"] if path.exists() else "sequential"

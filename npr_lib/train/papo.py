@@ -60,10 +60,10 @@ import numpy as np
 
 from npr_lib import WorkbenchError
 from npr_lib.engine import SamplingParams
+from npr_lib.reasoning.trajectory import Mode
 from npr_lib.rewards import Invalid, stage3_reward
 from npr_lib.train.rollouts import RolloutSettings
 from npr_lib.train.stage import run_stage
-from npr_lib.trajectory import Mode
 
 Scale = Literal["batch", "group", "none"]
 

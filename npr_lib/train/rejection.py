@@ -24,12 +24,12 @@ import pandas as pd
 
 from npr_lib import WorkbenchError
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
+from npr_lib.engine.checkpoint import load_checkpoint
 from npr_lib.engine.sampling import mix
-from npr_lib.problems import ProblemSet, build_prompt, load_problems
 from npr_lib.progress import report_progress
+from npr_lib.reasoning.trajectory import Trajectory, to_rows
 from npr_lib.side_by_side import at_once, side_by_side
-from npr_lib.train.checkpoints import load_checkpoint
-from npr_lib.trajectory import Trajectory, to_rows
+from npr_lib.tasks.problems import ProblemSet, build_prompt, load_problems
 
 
 def collect(

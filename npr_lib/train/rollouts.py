@@ -32,12 +32,12 @@ from trl import GRPOConfig, GRPOTrainer
 from npr_lib import WorkbenchError
 from npr_lib.engine import SamplingParams, TorchEngine
 from npr_lib.engine.sampling import mix
-from npr_lib.layout import BatchLayout, stack_layouts
-from npr_lib.problems import Problem, ProblemSet, build_prompt
+from npr_lib.reasoning.layout import BatchLayout, stack_layouts
+from npr_lib.reasoning.schema import TAGS
+from npr_lib.reasoning.trajectory import Mode, Trajectory, write_rollouts
 from npr_lib.rewards import format_reward
-from npr_lib.schema import TAGS
+from npr_lib.tasks.problems import Problem, ProblemSet, build_prompt
 from npr_lib.train.order import EpochOrder
-from npr_lib.trajectory import Mode, Trajectory, write_rollouts
 
 # `rollout_func` may change with TRL's next minor version, which pyproject.toml therefore excludes.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

@@ -24,16 +24,17 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from npr_lib import WorkbenchError
-from npr_lib.digests import digest
 from npr_lib.engine.attention import use_npr_attention
-from npr_lib.layout import Layout, causal_layout, layout, sampled_tokens, stack_layouts
-from npr_lib.schema import parse
-from npr_lib.tokenizer import TagIds, add_tag_tokens, encode, render_ids
+from npr_lib.engine.checkpoint import load_checkpoint
+from npr_lib.files import digest
+from npr_lib.reasoning.layout import Layout, causal_layout, layout, sampled_tokens, stack_layouts
+from npr_lib.reasoning.schema import parse
+from npr_lib.reasoning.tokens import TagIds, add_tag_tokens, encode, render_ids
+from npr_lib.reasoning.trajectory import Mode
 from npr_lib.train import checkpoints
-from npr_lib.train.checkpoints import begin_training, finished, load_checkpoint, save_checkpoint
+from npr_lib.train.checkpoints import begin_training, finished, save_checkpoint
 from npr_lib.train.logs import log_to
 from npr_lib.train.stage import DEFAULTS
-from npr_lib.trajectory import Mode
 
 
 def example(

@@ -11,10 +11,11 @@ from accelerate import PartialState
 from trl import GRPOConfig
 
 from npr_lib import WorkbenchError
-from npr_lib.digests import digest
-from npr_lib.problems import load_problems, local_files
+from npr_lib.engine.checkpoint import load_checkpoint
+from npr_lib.files import digest
+from npr_lib.tasks.problems import load_problems, local_files
 from npr_lib.train import checkpoints
-from npr_lib.train.checkpoints import begin_training, finished, load_checkpoint, save_checkpoint
+from npr_lib.train.checkpoints import begin_training, finished, save_checkpoint
 from npr_lib.train.engines import rollout_engine
 from npr_lib.train.logs import log_to
 from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer

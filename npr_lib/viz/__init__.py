@@ -9,31 +9,28 @@ what they found).
     curves                                               of a training log
     ladder, paired, speed, lengths, branches, table      of evaluated checkpoints
     adaptivity                                           of their ways to divide a problem
-    benchmark                                            of the engine against its peers
 
 Figures carry their data and fetch nothing; whoever writes them to HTML chooses where plotly's
 script lies.
 """
 
-from npr_lib.viz.attempts import what_if
-from npr_lib.viz.bench import benchmark
-from npr_lib.viz.branching import adaptivity
-from npr_lib.viz.comparison import ladder, paired, speed
-from npr_lib.viz.distribution import branches, lengths
-from npr_lib.viz.errors import doubt, slips
-from npr_lib.viz.explorer import page
-from npr_lib.viz.fork_join import graph
-from npr_lib.viz.fragment import html
-from npr_lib.viz.growing import live
-from npr_lib.viz.lanes import timeline
+from npr_lib.viz.adaptivity import adaptivity
+from npr_lib.viz.curves import curves
+from npr_lib.viz.explorer.data import page
+from npr_lib.viz.explorer.live import live
+from npr_lib.viz.explorer.suspects import doubt, slips
+from npr_lib.viz.explorer.what_if import what_if
+from npr_lib.viz.explorer.widget import explore
+from npr_lib.viz.graph import graph
+from npr_lib.viz.ladder import ladder, paired, speed
+from npr_lib.viz.lengths import branches, lengths
+from npr_lib.viz.mask import mask, positions, tokens
 from npr_lib.viz.tables import table
-from npr_lib.viz.token_level import mask, positions, tokens
-from npr_lib.viz.training import curves
-from npr_lib.viz.widget import explore
+from npr_lib.viz.timeline import timeline
+from npr_lib.viz.transcript import html
 
 __all__ = [
     "adaptivity",
-    "benchmark",
     "branches",
     "curves",
     "doubt",

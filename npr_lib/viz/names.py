@@ -9,8 +9,8 @@ from npr_lib.viz.theme import escape
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from npr_lib.layout import BranchPath, Segment
-    from npr_lib.trajectory import Trajectory
+    from npr_lib.reasoning.layout import BranchPath, Segment
+    from npr_lib.reasoning.trajectory import Trajectory
 
 # Characters that would leave a hover label empty or break its line.
 _VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", " ": "␣"})

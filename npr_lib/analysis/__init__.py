@@ -1,0 +1,1 @@
+"""From rollouts to numbers: evaluation, metrics, tables, ablations. Draws nothing."""

@@ -1,0 +1,59 @@
+"""Files: where the package lies, whether something is what it was, writing without a half."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+REPOSITORY = PACKAGE.parent
+TRAINING = "training.json"  # in a training folder: what is trained there
+
+
+def source_digest(package: Path = PACKAGE) -> str:
+    """sha256 of every source file of `npr_lib`."""
+    kinds = {".py", ".c", ".js", ".css"}
+    return _digest_files(sorted(f for f in package.rglob("*") if f.suffix in kinds), package)
+
+
+def notebook_digest(path: Path) -> str:
+    """sha256 of a notebook's cells without their outputs, ids and metadata."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
+def digest(path: Path) -> str | None:
+    """sha256 of a file's content, or of all files of a folder with their names; None: missing."""
+    if not path.exists():
+        return None
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return _digest_files(files, path)
+
+
+def _digest_files(files: Sequence[Path], base: Path) -> str:
+    total = hashlib.sha256()
+    for path in files:
+        status = path.stat()
+        content = _digest_file(path, status.st_size, status.st_mtime_ns)
+        total.update(f"{path.relative_to(base).as_posix()} {content}\n".encode())
+    return total.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _digest_file(path: Path, size: int, changed: int) -> str:
+    """sha256 of a file, read once while its size and time of change stay: weights are large."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically: a reader, or a run that was killed, sees the old file or the new one."""
+    part = path.with_name(path.name + ".part")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)

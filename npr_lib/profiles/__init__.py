@@ -1,0 +1,1 @@
+"""Profiles: what runs are made of, as YAML, and how one is read (`profile`)."""

@@ -1,0 +1,1 @@
+"""What a parallel response is: grammar, tag tokens, layout, trajectory. Imports nothing above."""

@@ -1,0 +1,169 @@
+"""Tag tokens: adding them to a model, finding their ids, encoding text without merges across.
+
+From stage 2 on the eight tags are single tokens, so that structure is a matter of ids: the engine
+forks on an id, the layout reads ids, and no BPE merge can straddle a piece the engine writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import astuple, dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from npr_lib.reasoning.schema import TAGS, Block, ReasoningGraph, Step
+
+TAG_PATTERN = re.compile("|".join(re.escape(tag) for tag in TAGS))
+
+
+@dataclass(frozen=True, slots=True)
+class TagIds:
+    """Token ids of the eight tags, in the order of `schema.TAGS`."""
+
+    guideline: int
+    guideline_end: int
+    plan: int
+    plan_end: int
+    step: int
+    step_end: int
+    takeaway: int
+    takeaway_end: int
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> TagIds:
+        """Look the tags up in a tokenizer; ValueError if one is not a single token of it."""
+        vocabulary = tokenizer.get_vocab()
+        missing = [tag for tag in TAGS if tag not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"the tokenizer lacks the tag tokens {' '.join(missing)}: "
+                "call npr_lib.reasoning.tokens.add_tag_tokens(model, tokenizer) and save both"
+            )
+        return cls(*(vocabulary[tag] for tag in TAGS))
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return astuple(self)
+
+
+def add_tag_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TagIds:
+    """Add the eight tags as ordinary added tokens and initialise their embedding rows.
+
+    Each new row of the input embedding (and of an untied output embedding) is the mean over the
+    base tokens of the tag's name ("step", "/step"), so that it starts near its meaning and the
+    opening tag differs from the closing one. Tags that both vocabulary and embedding already have
+    are left alone, so that a second call changes nothing. `special=False`, because decoding with
+    `skip_special_tokens=True` (TRL's way) would delete the structure.
+    """
+    vocabulary, size = tokenizer.get_vocab(), model.get_input_embeddings().num_embeddings
+    new_tags = [tag for tag in TAGS if vocabulary.get(tag, size) >= size]
+    unknown = [tag for tag in TAGS if tag not in vocabulary]
+    pieces = {tag: encode(tag[1:-1], tokenizer) for tag in TAGS}
+    tokenizer.add_tokens(unknown, special_tokens=False)
+    tags = TagIds.from_tokenizer(tokenizer)
+    new_tags += [tag for tag in unknown if tag not in new_tags]
+    if not new_tags:
+        return tags
+    # Vocabularies are often padded beyond the tokenizer's length: never shrink them.
+    if len(tokenizer) > size:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    weights = [model.get_input_embeddings().weight]
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is not weights[0]:
+        weights.append(output.weight)
+    with torch.no_grad():
+        for weight in weights:
+            for tag in new_tags:
+                weight[tokenizer.convert_tokens_to_ids(tag)] = weight[pieces[tag]].mean(dim=0)
+    return tags
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of `text` without special tokens around it."""
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def step_prefix(index: int, tokenizer: PreTrainedTokenizerBase, tags: TagIds) -> list[int]:
+    """What the engine writes at the start of branch `index` (from 1): `<step>` and "i:"."""
+    return [tags.step, *encode(f"{index}:", tokenizer)]
+
+
+def render_ids(graph: ReasoningGraph, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of the canonical rendering, encoded piece by piece (no EOS).
+
+    Tags, the "i:" that the engine forces, and each text are encoded apart, exactly as they come
+    to stand in the KV cache when the engine decodes the same response.
+    """
+    tags = TagIds.from_tokenizer(tokenizer)
+    ids = list(_block_ids(graph.blocks, tokenizer, tags))
+    return ids + encode(graph.answer, tokenizer)
+
+
+def _block_ids(
+    blocks: Sequence[Block], tokenizer: PreTrainedTokenizerBase, tags: TagIds
+) -> Iterator[int]:
+    for block in blocks:
+        yield tags.guideline
+        for plan in block.plans:
+            yield tags.plan
+            yield from encode(f"{plan.index}:", tokenizer)
+            yield from encode(plan.text, tokenizer)
+            yield tags.plan_end
+        yield tags.guideline_end
+        for step in block.steps:
+            yield from _step_ids(step, tokenizer, tags)
+        yield tags.takeaway
+        yield from encode(block.takeaway, tokenizer)
+        yield tags.takeaway_end
+
+
+def _step_ids(step: Step, tokenizer: PreTrainedTokenizerBase, tags: TagIds) -> Iterator[int]:
+    yield from step_prefix(step.index, tokenizer, tags)
+    yield from encode(step.text, tokenizer)
+    yield from _block_ids(step.blocks, tokenizer, tags)
+    yield from encode(step.conclusion, tokenizer)
+    yield tags.step_end
+
+
+def decode_with_tags(
+    token_ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    tags: TagIds | None,
+    eos_ids: Collection[int] = (),
+) -> tuple[str, tuple[int, ...]]:
+    """Text of `token_ids`, and the offsets in it of tags spelled with ordinary tokens.
+
+    With tag tokens the pieces between them are decoded apart, so that what looks like a tag in
+    the text but was not decoded from a tag token can be told from a real one. The end tokens
+    `eos_ids` are left out. Without (`tags=None`, stage 1 of a pretrained model) the text is decoded
+    whole and every tag in it is as good as any other.
+    """
+    ids = [i for i in token_ids if i not in eos_ids]
+    if tags is None:
+        return tokenizer.decode(ids, skip_special_tokens=False), ()
+    names = dict(zip(tags.ids, TAGS, strict=True))
+    text, spelled, piece = "", [], []
+    parts: list[str] = []
+    length = 0
+
+    def flush() -> None:
+        nonlocal length
+        if piece:
+            decoded = tokenizer.decode(piece, skip_special_tokens=False)
+            spelled.extend(length + match.start() for match in TAG_PATTERN.finditer(decoded))
+            parts.append(decoded)
+            length += len(decoded)
+            piece.clear()
+
+    for i in ids:
+        if i in names:
+            flush()
+            parts.append(names[i])
+            length += len(names[i])
+        else:
+            piece.append(i)
+    flush()
+    text = "".join(parts)
+    return text, tuple(spelled)

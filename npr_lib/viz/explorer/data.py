@@ -1,0 +1,358 @@
+"""What the interactive explorer shows: a table of rollouts and, one by one, their trajectories.
+
+The front end (`frontend/`: plain JavaScript and CSS, no build step) is used twice: as a widget that
+asks for a trajectory when it is selected (`widget`), and in one self-contained page that holds all
+of them, compressed (`page`). Both are given the same two things:
+
+    table(rollouts)       columns of the table, one value a rollout
+    record(trajectory)    one trajectory: nodes, edges, lanes, spans, tokens
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from npr_lib.reasoning.trajectory import Trajectory, from_row
+from npr_lib.viz import theme
+from npr_lib.viz.explorer.formulas import formulas
+from npr_lib.viz.explorer.suspects import false_equations
+from npr_lib.viz.explorer.written import as_written
+from npr_lib.viz.graph import Box, column
+from npr_lib.viz.names import segment_names, segment_text
+from npr_lib.viz.timeline import lane_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from npr_lib.reasoning.layout import Segment
+
+FRONTEND = Path(__file__).parent / "frontend"
+# In the order in which each uses only what stands above it; the last one exports the widget.
+MODULES = (
+    *("dom", "source", "scale", "tree", "canvas", "table", "graph", "detail"),
+    *("timeline", "mask", "positions", "panels", "edits", "view", "main"),
+)
+COLUMNS = {
+    "verdict": "",
+    "problem": "problem",
+    "stage": "stage",
+    "checkpoint": "checkpoint",
+    "temperature": "T",
+    "step": "step",
+    "sample": "#",
+    "edit": "what if",
+    "origin": "of row",
+    "seed": "seed",
+    "branches": "widest",
+    "blocks": "blocks",
+    "work": "work",
+    "span": "span",
+    "speedup": "work/span",
+    "finish_reason": "ended",
+    "violations": "violations",
+    "reward": "reward",
+    "format_reward": "format",
+    "advantage": "advantage",
+    "mode": "mode",
+    "answer": "answer",
+}
+"""Column of the front end's table -> its heading."""
+ALWAYS = ("verdict", "problem", "branches", "work", "span")
+CHUNK = 1 << 18  # characters of records compressed together: small ones share what they repeat
+LONGEST_PENDING = 12  # tokens that may have to be decoded together to make characters
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+
+Pieces = Callable[[Sequence[int], str], list[str]]
+
+
+def table(rollouts: pd.DataFrame) -> dict[str, Any]:
+    """The columns that say anything (no column of equal values but a few), as plain lists.
+
+    Returns:
+        size: number of rollouts. columns: name -> values, None for missing ones. headings: name
+        -> heading. groups: what tells one problem from another, one value a rollout. theme:
+        colours of the kinds of segments, and of low, high, right and wrong. entropies: whether any
+        response has them.
+
+    Raises:
+        ValueError: the table holds no rollouts.
+    """
+    if rollouts.empty:
+        raise ValueError("no rollouts to explore")
+    widest = [max(map(int, branches), default=0) for branches in rollouts["num_branches"]]
+    known = rollouts.assign(
+        branches=widest,
+        blocks=rollouts["num_blocks"],
+        speedup=rollouts["work"] / rollouts["span"],
+        violations=[", ".join(kinds) for kinds in rollouts["violations"]],
+    )
+    if "accuracy" in known:
+        known["verdict"] = [_verdict(accuracy) for accuracy in known["accuracy"]]
+    columns = {
+        name: _plain(known[name])
+        for name in COLUMNS
+        if name in known and (name in ALWAYS or known[name].nunique(dropna=False) > 1)
+    }
+    if columns.get("stage") == columns.get("checkpoint"):
+        columns.pop("checkpoint", None)
+    key = next((name for name in ("problem_id", "problem") if name in known), None)
+    groups = pd.factorize(known[key])[0].tolist() if key else list(range(len(known)))
+    colors = {"kinds": theme.KINDS, "low": theme.BLUE, "high": theme.VERMILLION}
+    headings = {name: COLUMNS[name] for name in columns}
+    entropies = known.get("entropies", ())
+    return {
+        "size": len(known),
+        "columns": columns,
+        "headings": headings,
+        "groups": groups,
+        "theme": colors,
+        "entropies": any(np.isfinite(np.asarray(own, float)).any() for own in entropies),
+    }
+
+
+def _verdict(accuracy: float) -> str | None:
+    """None for a response that nobody has checked."""
+    if pd.isna(accuracy):
+        return None
+    return "right" if accuracy == 1 else "wrong"
+
+
+def _plain(values: pd.Series) -> list:
+    """Plain Python values; floats to four digits, missing ones None."""
+    if pd.api.types.is_float_dtype(values):
+        return [None if math.isnan(x) else float(f"{x:.4g}") for x in values]
+    return [None if pd.isna(x) else x for x in values.tolist()]
+
+
+def record(
+    trajectory: Trajectory, pieces: Pieces | None = None, prompt: str = ""
+) -> dict[str, Any]:
+    """One trajectory as the front end draws it; a sequential one in the parts that it wrote.
+
+    Args:
+        pieces: what `reader` returns; without it texts are shown whole.
+        prompt: the prompt's text, which a trajectory does not hold.
+
+    Returns:
+        segments: the nodes (`_node`). edges: pairs of segments, [upper, lower]. lanes: names of
+        the timeline's lanes. logprobs, entropies, sampled, steps: one a token of the completion
+        (the first two in 1/1000 nat, None where engine-written or unknown). prompt_len, work, span
+        in tokens. violations: {kind, message, segment, token in it}.
+    """
+    if pieces and trajectory.mode == "sequential":
+        trajectory = as_written(trajectory, pieces)
+    segments, names = trajectory.segments, segment_names(trajectory)
+    lanes = sorted({_lane(segment) for segment in segments})
+    texts = [segment_text(trajectory, segment, prompt) for segment in segments]
+    ids = [*trajectory.prompt_ids, *trajectory.completion_ids]
+    nodes = [
+        _node(trajectory, segment, name, pieces(ids[segment.start : segment.end], text))
+        if pieces
+        else _node(trajectory, segment, name, [text])
+        for segment, name, text in zip(segments, names, texts, strict=True)
+    ]
+    for node, segment in zip(nodes, segments, strict=True):
+        node["lane"] = lanes.index(_lane(segment))
+    return {
+        "segments": nodes,
+        "edges": _edges(segments),
+        "lanes": [lane_name(lane) for lane in lanes],
+        "logprobs": _thousandths(trajectory.logprobs),
+        "entropies": _thousandths(trajectory.entropies),
+        "sampled": [int(own) for own in trajectory.sampled],
+        "steps": trajectory.decode_steps,
+        "prompt_len": len(trajectory.prompt_ids),
+        "work": trajectory.work,
+        "span": trajectory.span,
+        "mode": trajectory.mode,
+        "ended": trajectory.violation or trajectory.finish_reason,
+        "boxed": trajectory.graph.boxed,
+        "violations": _violations(trajectory, nodes),
+    }
+
+
+def _thousandths(nats: Sequence[float]) -> list[int | None]:
+    return [None if math.isnan(x) else round(1000 * x) for x in nats]
+
+
+def _lane(segment: Segment) -> tuple[int, ...]:
+    return tuple(branch for _, branch in segment.path)
+
+
+def _node(trajectory: Trajectory, segment: Segment, name: str, tokens: list[str]) -> dict[str, Any]:
+    """A segment: which tokens, where, what it says, what it must not see, whose slots it reads."""
+    hidden = trajectory.layout.hidden[:, segment.start]
+    hidden = [[int(low), int(high)] for low, high in hidden if high > low]
+    positions = trajectory.position_ids[[segment.start, segment.end - 1]]
+    text = "".join(tokens)
+    wrong = false_equations(text) if segment.kind != "prompt" else []
+    return {
+        "kind": segment.kind,
+        "name": name,
+        "path": [list(step) for step in segment.path],
+        "start": segment.start,
+        "end": segment.end,
+        "positions": positions.tolist(),
+        "hidden": hidden,
+        "shared": segment.start - sum(high - low for low, high in hidden),
+        "tokens": tokens,
+        "formulas": formulas(text),
+        "false": [[_token_at(tokens, start), _token_at(tokens, end - 1)] for start, end in wrong],
+    }
+
+
+def _token_at(tokens: Sequence[str], offset: int) -> int:
+    """The token that holds the character at `offset` of the joined tokens, or the last one."""
+    ends = list(accumulate(map(len, tokens)))
+    return min(bisect_right(ends, offset), len(tokens) - 1)
+
+
+def _edges(segments: Sequence[Segment]) -> list[list[int]]:
+    index = {segment.start: i for i, segment in enumerate(segments)}
+    tree = column([Box(segment, "", [], 0) for segment in segments], ())
+    return [[index[a.segment.start], index[b.segment.start]] for a, b in tree.edges()]
+
+
+def _violations(trajectory: Trajectory, nodes: Sequence[dict]) -> list[dict[str, Any]]:
+    own = [i for i, segment in enumerate(trajectory.segments) if segment.kind != "prompt"]
+    ends = list(accumulate(len("".join(nodes[i]["tokens"])) for i in own))
+    found = []
+    for violation in trajectory.graph.violations:
+        i = min(bisect_right(ends, violation.offset), len(own) - 1)
+        inside = violation.offset - (ends[i - 1] if i else 0)
+        place = {"segment": own[i], "token": _token_at(nodes[own[i]]["tokens"], inside)}
+        found.append({"kind": str(violation.kind), "message": violation.message, **place})
+    return found
+
+
+def reader(tokenizer: PreTrainedTokenizerBase) -> Pieces:
+    """A function (ids, their text) -> the text of every token; joined they are the text.
+
+    Of tokens that only together make a character the last one holds it. Where the text can't be
+    laid over the tokens the next token holds all the rest.
+    """
+
+    @lru_cache(maxsize=1 << 18)
+    def decode(ids: tuple[int, ...]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=False)
+
+    def pieces(ids: Sequence[int], text: str) -> list[str]:
+        parts, pending, at = [], (), 0
+        for i in ids:
+            pending = (*pending, int(i))
+            part = decode(pending) if len(pending) <= LONGEST_PENDING else ""
+            # Some tokenizers drop the space before what is decoded alone.
+            fits = [p for p in (part, f" {part}") if part and text.startswith(p, at)]
+            parts.append(fits[0] if fits else "")
+            if fits:
+                pending, at = (), at + len(fits[0])
+        if at < len(text):
+            parts[-max(1, len(pending))] += text[at:]
+        return parts
+
+    return pieces
+
+
+def records(
+    rollouts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase | None
+) -> Callable[[int], dict[str, Any]]:
+    """A function: number of a row -> its record."""
+    pieces = reader(tokenizer) if tokenizer else None
+
+    def read(row: int) -> dict[str, Any]:
+        values = rollouts.iloc[row]
+        prompt = str(values.get("problem", ""))
+        if tokenizer:
+            prompt = tokenizer.decode(values["prompt_ids"], skip_special_tokens=False)
+        return record(from_row(values), pieces, prompt)
+
+    return read
+
+
+def find(rollouts: pd.DataFrame, words: str) -> list[int]:
+    """Numbers of the rows whose problem or response holds `words`, whatever the case."""
+    held = rollouts["text"].str.contains(words, case=False, regex=False)
+    if "problem" in rollouts:
+        held |= rollouts["problem"].str.contains(words, case=False, regex=False)
+    return np.flatnonzero(held).tolist()
+
+
+def script() -> str:
+    """The modules of the front end as one, for an ES module without imports."""
+    sources = [(FRONTEND / f"{name}.js").read_text(encoding="utf-8") for name in MODULES]
+    whole = re.sub(r'^import \{[^}]*\} from "\./\w+\.js";\n', "", "\n".join(sources), flags=re.M)
+    return re.sub(r"^export (?!default)", "", whole, flags=re.M)
+
+
+def style() -> str:
+    """The front end's style sheet."""
+    return (FRONTEND / "explorer.css").read_text(encoding="utf-8")
+
+
+def page(
+    rollouts: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    title: str = "rollouts",
+) -> str:
+    """One HTML page that opens without a server; its own policy forbids it any request."""
+    read = records(rollouts, tokenizer)
+    chunks, places = _chunks(_json(read(row)) for row in range(len(rollouts)))
+    texts = rollouts["text"].tolist()
+    if "problem" in rollouts:
+        texts = [f"{a}\n{b}" for a, b in zip(rollouts["problem"], texts, strict=True)]
+    data = {
+        "table": table(rollouts),
+        "chunks": chunks,
+        "places": places,
+        "texts": _pack(_json(texts)),
+    }
+    embedded = _json(data).replace("<", "\\u003c")  # it could end the script element
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{style()}</style>\n</head>\n"
+        f'<body class="npr-page">\n<div id="explorer"></div>\n'
+        f'<script type="application/json" id="data">{embedded}</script>\n'
+        f'<script type="module">\n{script()}\n'
+        'mount(document.getElementById("explorer"),\n'
+        '  pageSource(JSON.parse(document.getElementById("data").textContent)));\n'
+        "</script>\n</body>\n</html>\n"
+    )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _pack(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def _chunks(texts: Iterable[str]) -> tuple[list[str], list[list[int]]]:
+    """JSON texts as packed lists of them, and where each is: (list, place in it)."""
+    packed, places, held, size = [], [], [], 0
+    for text in texts:
+        places.append([len(packed), len(held)])
+        held.append(text)
+        size += len(text)
+        if size >= CHUNK:
+            packed.append(_pack(f"[{','.join(held)}]"))
+            held, size = [], 0
+    if held:
+        packed.append(_pack(f"[{','.join(held)}]"))
+    return packed, places

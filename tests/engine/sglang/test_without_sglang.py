@@ -1,0 +1,75 @@
+"""The SGLang engine where SGLang is not installed: importable, and clear about what is missing."""
+
+import json
+import random
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from oracles import random_model
+from policies import random_policy
+
+from npr_lib import WorkbenchError
+from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine, Token, TorchEngine
+from npr_lib.engine.branch import Response
+from npr_lib.engine.sglang.wire import (
+    Settings,
+    event_from_wire,
+    events_to_wire,
+    from_wire,
+    pack,
+    to_wire,
+    unpack,
+)
+from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
+
+
+def test_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sglang", None)
+    monkeypatch.setattr("os.environ", {})
+    with pytest.raises(WorkbenchError, match="SGLang is not installed here: pip install"):
+        SGLangEngine("nowhere")
+
+
+def test_a_model_or_a_url():
+    with pytest.raises(ValueError, match="a model_path, or the url"):
+        SGLangEngine()
+    with pytest.raises(ValueError, match="backend = 'vllm'"):
+        EngineConfig(backend="vllm")
+
+
+def test_settings_survive_the_wire():
+    params = SamplingParams(max_tokens=9, max_span=7, top_k=3, stop=("a", "b"), seed=2**64 - 1)
+    paths = {(): [1, 2], ((0, 1), (2, 0)): [3]}
+    settings = Settings(params, "sequential", 2**64 - 1, 4, 2, forced=paths, events=True)
+    for own in (settings, replace(settings, forced=None, prefix=paths)):
+        assert unpack(json.loads(json.dumps(pack(own)))["npr"], {}) == own
+    with pytest.raises(ValueError, match="unknown speed"):
+        unpack({"speed": 3}, {"key": 0, "max_branches": 5, "max_depth": 1})
+    with pytest.raises(ValueError, match="mode = 'both'"):
+        unpack("both", {"key": 0, "max_branches": 5, "max_depth": 1})
+
+
+def test_trajectories_and_events_survive_the_wire(monkeypatch):
+    tokenizer = tiny_tokenizer()
+    policy = random_policy(tokenizer)
+    monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
+    model = random_model(random.Random(0), tokenizer)
+    engine = TorchEngine(model, tokenizer, EngineConfig(max_depth=2))
+    greedy = SamplingParams(max_tokens=80, temperature=0.0)  # behaviour logprobs of -inf
+    for t in engine.generate([[20, 21]], greedy, n=8):
+        again = from_wire(json.loads(json.dumps(to_wire(t), allow_nan=False)), t.prompt_ids)
+        for name, value in vars(t).items():
+            if name in ("logprobs", "behaviour_logprobs", "entropies"):
+                assert np.array_equal(getattr(again, name), value, equal_nan=True)
+            elif name != "graph":
+                assert getattr(again, name) == value
+    events = [e for e in engine.stream([[20]], greedy) if type(e).__name__ != "Finish"]
+    wired = json.loads(json.dumps(events_to_wire(events), allow_nan=False))
+    for event, values in zip(events, wired, strict=True):
+        again = event_from_wire(values, event.call, event.index)
+        if isinstance(event, Token) and not event.sampled:
+            assert np.isnan(again.logprob) and np.isnan(event.logprob)
+            again.logprob = event.logprob = 0.0
+        assert again == event

@@ -1,0 +1,84 @@
+"""A model that exists already, with a BPE tokenizer that lacks the tags, through every stage."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from policies import random_policy
+from test_tokens import bpe
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from npr_lib import WorkbenchError
+from npr_lib.analysis.evaluate import evaluate, load_engine
+from npr_lib.engine.branch import Response
+from npr_lib.engine.checkpoint import checkpoint_mode
+from npr_lib.profiles.profile import load_profile
+from npr_lib.reasoning.tokens import TagIds
+from npr_lib.tasks.parts import seed
+from npr_lib.train import dapo, papo, rejection, sft
+
+RESPONSE = (
+    "<guideline><plan>1:A</plan><plan>2:B</plan></guideline><step>1:x</step><step>2:y</step>"
+    "<takeaway>z</takeaway>\\boxed{7}"
+)
+
+
+@pytest.fixture
+def profile(tmp_path):
+    tokenizer = bpe()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 20,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "mine")
+    tokenizer.save_pretrained(tmp_path / "mine")
+    profile = load_profile("smoke", ["npr_zero.grpo.max_steps=1", "npr.grpo.max_steps=1"])
+    return profile | {"model": {"path": str(tmp_path / "mine")}}
+
+
+def test_every_stage_takes_it(profile, tmp_path, monkeypatch):
+    assert seed.train(profile, tmp_path, 0) == tmp_path / "seed"
+    dapo.train(profile, tmp_path, tmp_path / "seed", 0)
+    zero = pd.read_parquet(tmp_path / "rollouts" / "npr_zero.parquet")
+    assert set(zero["mode"]) == {"sequential"} and (zero["format_reward"] < 0).all()
+    with pytest.raises(WorkbenchError, match="kept none of 48 problems after 6 samples each"):
+        rejection.collect(profile, tmp_path, tmp_path / "npr_zero", 0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "seed")
+    prompt = tokenizer.encode("A=1;", add_special_tokens=False)
+    rows = [{"prompt_ids": prompt, "text": RESPONSE} for _ in range(8)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "rejection.parquet")
+    beta = sft.train(profile, tmp_path, tmp_path / "seed", 0)
+    assert (
+        checkpoint_mode(beta) == "parallel" and checkpoint_mode(tmp_path / "seed") == "sequential"
+    )
+    engine = load_engine(profile, beta)
+    tags = TagIds.from_tokenizer(engine.tokenizer)
+    assert tags.step >= len(bpe())
+    policy = random_policy(engine.tokenizer)
+    monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
+    npr = papo.train(profile, tmp_path, beta, 0)
+    log = json.loads((npr / "log.jsonl").read_text().splitlines()[0])
+    assert log["sampling/sampling_logp_difference/max"] < 1e-4 and log["trigger_rate"] > 0
+    assert np.isfinite(log["grad_norm"])
+    assert evaluate(profile, tmp_path, "npr", 0)["triggered"].any()
+
+
+def test_a_missing_model_is_named(profile, tmp_path):
+    profile["model"]["path"] = str(tmp_path / "nothing")
+    with pytest.raises(WorkbenchError, match=r"model\.path = .*nothing can't be loaded"):
+        seed.train(profile, tmp_path, 0)
+
+
+def test_missing_checkpoint_and_data_are_named(profile, tmp_path):
+    with pytest.raises(WorkbenchError, match=r"no config\.json"):
+        dapo.train(profile, tmp_path, tmp_path / "none", 0)
+    with pytest.raises(WorkbenchError, match="run rejection sampling"):
+        sft.train(profile, tmp_path, tmp_path / "mine", 0)
+    assert list(seed.corpus(profile, 0)) == []

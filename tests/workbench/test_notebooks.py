@@ -1,0 +1,203 @@
+"""The notebooks as they are committed, and the whole pipeline on the smoke profile."""
+
+import ast
+import importlib
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+from pages import is_local, sources
+
+from npr_lib import WorkbenchError
+from npr_lib.tasks.parts import task
+from npr_lib.tasks.problems import split_of
+from npr_lib.workbench import notebook, pages, pipeline, stages
+
+FOLDER = stages.REPOSITORY / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+PARAMETERS = {"profile": "tiny", "run_dir": None, "input_checkpoint": None, "seed": 0}
+
+
+def cells(path, kind="code"):
+    document = nbformat.read(path, as_version=4)
+    return [cell for cell in document.cells if cell.cell_type == kind]
+
+
+def code(path):
+    return "\n".join(cell.source for cell in cells(path))
+
+
+def test_every_stage_has_its_notebook():
+    known = (*stages.STAGES, *stages.ON_REQUEST)
+    assert [path.name for path in NOTEBOOKS] == sorted(stage.notebook for stage in known)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebook(path):
+    document = nbformat.read(path, as_version=4)
+    nbformat.validate(document)
+    assert document.metadata.kernelspec.name == "python3"
+    ids = [cell.id for cell in document.cells]
+    assert len(set(ids)) == len(ids)
+    for cell in cells(path):
+        assert cell.outputs == [] and cell.execution_count is None, "clear the outputs"
+        assert len(cell.source.splitlines()) <= 30, f"cell {cell.id} belongs into npr_lib"
+    tagged = [cell for cell in cells(path) if "parameters" in cell.metadata.get("tags", ())]
+    assert len(tagged) == 1
+    names = {}
+    exec(tagged[0].source, names)
+    assert names | PARAMETERS == names, "the parameters and their defaults"
+    assert f'stages.begin("{path.stem}", profile, run_dir, input_checkpoint, seed)' in code(path)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_calls_exists(path):
+    modules = {}
+    for node in ast.walk(ast.parse(code(path))):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("npr_lib"):
+            for alias in node.names:
+                source = importlib.import_module(node.module)
+                if not hasattr(source, alias.name):
+                    source = importlib.import_module(f"{node.module}.{alias.name}")
+                    modules[alias.asname or alias.name] = source
+                elif type(getattr(source, alias.name)) is type(ast):
+                    modules[alias.asname or alias.name] = getattr(source, alias.name)
+    assert modules
+    for node in ast.walk(ast.parse(code(path))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            name = node.value.id
+            assert name not in modules or hasattr(modules[name], node.attr), f"{name}.{node.attr}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_formulas_can_be_drawn_without_a_script(path):
+    exporter = pages.Page()
+    for cell in cells(path, "markdown"):
+        page = exporter.markdown2html({}, cell.source)
+        assert "$" not in page and "\\" not in page.replace("\\boxed", ""), page
+        assert page.count("<math") >= cell.source.count("$$") // 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
+def test_missing_input_names_the_command(path, tmp_path):
+    (tmp_path / "own.yaml").write_text("evaluation: {}\n")
+    parameters, begin = cells(path)[:2]
+    names = {}
+    exec(parameters.source, names)
+    names |= {"profile": str(tmp_path / "own.yaml"), "run_dir": str(tmp_path / "run")}
+    with pytest.raises(stages.MissingInputError, match="papermill notebooks/") as caught:
+        exec(begin.source, names)
+    table = (*stages.STAGES, *stages.ON_REQUEST)
+    stage = next(stage for stage in table if stage.name == path.stem)
+    assert f"{tmp_path / 'run' / stage.inputs[0]} does not exist" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_notebook_run_alone_tells_what_is_missing(tmp_path):
+    command = [sys.executable, "-m", "papermill", "notebooks/20_explore.ipynb"]
+    command += [str(tmp_path / "out.ipynb"), "--no-progress-bar"]
+    command += ["-p", "profile", "smoke", "-p", "run_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=stages.REPOSITORY, capture_output=True, text=True)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "MissingInputError" in last and "papermill notebooks/03_npr.ipynb" in last
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The whole pipeline, for real, at the smallest sizes."""
+    root = tmp_path_factory.mktemp("smoke")
+    stream = io.StringIO()
+    run_dir = pipeline.run("smoke", root=root, notebooks=FOLDER, stream=stream)
+    return root, run_dir, stream.getvalue()
+
+
+def test_smoke_profile_runs_every_stage(smoke):
+    _, run_dir, messages = smoke
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    assert [entry["status"] for entry in manifest["stages"].values()] == ["done"] * 8
+    for stage in stages.STAGES:
+        for output in stage.outputs:
+            assert (run_dir / output).exists(), output
+        assert f"{stage.name}: done" in messages
+
+
+def test_smoke_report_is_whole_and_local(smoke):
+    _, run_dir, _ = smoke
+    pages = [run_dir / "index.html", *sorted((run_dir / "html").glob("*.html"))]
+    assert len(pages) == 1 + len(stages.STAGES)
+    for page in pages:
+        assert all(map(is_local, sources(page.read_text()))), page
+    index = pages[0].read_text()
+    for checkpoint in ("seed", "NPR-Zero", "SR-Beta", "NPR-Beta", "SR", "NPR"):
+        assert f"<td>{checkpoint}</td>" in index
+    page = (run_dir / "html" / "90_report.html").read_text()
+    assert page.count("Reasoning graph") >= 3 and page.count("Attention mask") >= 1
+    assert page.count('class="npr-trajectory') >= 3
+
+
+def test_no_part_of_a_test_problem_was_ever_trained_on(smoke):
+    """Down to the resolved sub-expressions, in every table of responses that was trained on."""
+    _, run_dir, _ = smoke
+
+    def splits(path):
+        problems = pd.read_parquet(path)["problem"].unique()
+        found = [task.resolve(task.read(problem)).values() for problem in problems]
+        assert found
+        return {split_of(text) for texts in found for text in texts}
+
+    rollouts = run_dir / "rollouts"
+    for path in (run_dir / "rejection.parquet", *(rollouts.glob("[!e]*.parquet"))):
+        assert splits(path) == {"train"}, path
+    evaluated = sorted(rollouts.glob("eval_*.parquet"))
+    assert len(evaluated) == 6
+    for path in evaluated:
+        assert splits(path) == {"test"}, path
+
+
+def test_the_ablations_run_on_the_smoke_run(smoke, tmp_path):
+    """Notebook 12 on the run itself, one replicate and two ablations."""
+    _, run_dir, _ = smoke
+    source, target = FOLDER / "12_ablations.ipynb", tmp_path / "12_ablations.ipynb"
+    parameters = {"profile": "smoke", "run_dir": str(run_dir), "out": str(tmp_path / "variants")}
+    parameters |= {"seeds": [0], "replicates": [1], "names": ["PAPO", "invalid: filter"]}
+    with notebook.kernel(tmp_path / ".jupyter", tmp_path / "events"):
+        notebook.execute(source, target, parameters, stages.REPOSITORY, "ablations")
+    tables = json.loads((tmp_path / "variants" / "ablations.json").read_text())
+    assert tables["Ablations"]["index"] == ["PAPO", "invalid: filter"]
+    for name in ("Accuracy", "Behaviour"):
+        assert tables[name]["index"] == [run_dir.name, f"{run_dir.name}, seed 1"]
+    assert {p.name for p in (tmp_path / "variants").iterdir() if p.is_dir()} == {
+        "PAPO",
+        "invalid_filter",
+        "replicate",
+    }
+
+
+def test_smoke_run_is_not_run_again(smoke):
+    root, run_dir, _ = smoke
+    before = (run_dir / "manifest.json").read_text()
+    stream = io.StringIO()
+    pipeline.run("smoke", root=root, notebooks=FOLDER, stream=stream)
+    assert stream.getvalue().count("up to date") == len(stages.STAGES)
+    assert json.loads((run_dir / "manifest.json").read_text()) == json.loads(before)
+
+
+def test_smoke_run_can_be_explored(smoke, tmp_path):
+    _, run_dir, _ = smoke
+    target = tmp_path / "new" / "page.html"
+    pipeline.explore(run_dir, target, where="stage == 'npr'")
+    page, whole = target.read_text(), (run_dir / "explore.html").read_text()
+    assert all(map(is_local, sources(page))) and len(page) < len(whole)
+    assert 'href="explore.html"' in (run_dir / "index.html").read_text()
+    assert 'href="../explore.html"' in (run_dir / "html" / "20_explore.html").read_text()
+    for where, message in (("stage == 'x'", "no response"), ("stge == 1", "stge"), ("a b", "a b")):
+        with pytest.raises(WorkbenchError, match=message):
+            pipeline.explore(run_dir, target, where)
+    prepared = nbformat.read(pipeline.explorer(run_dir, "valid"), as_version=4)
+    assert any(str(run_dir) in c.source and 'where = "valid"' in c.source for c in prepared.cells)
