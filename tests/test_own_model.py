@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from policies import random_policy
 from test_tokenizer import bpe
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -15,7 +16,7 @@ from npr_lib.evaluate import evaluate, load_engine
 from npr_lib.profile import load_profile
 from npr_lib.tokenizer import TagIds
 from npr_lib.train import dapo, papo, rejection, seed, sft
-from npr_lib.train.checkpoints import checkpoint_mode
+from npr_lib.train.checkpoints import checkpoint_mode, load_checkpoint, load_trainable
 
 RESPONSE = (
     "<guideline><plan>1:A</plan><plan>2:B</plan></guideline><step>1:x</step><step>2:y</step>"
@@ -73,6 +74,38 @@ def test_a_missing_model_is_named(profile, tmp_path):
     profile["model"]["path"] = str(tmp_path / "nothing")
     with pytest.raises(WorkbenchError, match=r"model\.path = .*nothing can't be loaded"):
         seed.train(profile, tmp_path, 0)
+
+
+@pytest.mark.parametrize("given", ["bfloat16", "float16", "auto"])
+def test_narrow_weights_are_refused_by_name(profile, tmp_path, given):
+    """20 steps of AdamW at 1e-6 change 2 % of bfloat16 weights."""
+    narrow_checkpoint(tmp_path)
+    found = "bfloat16" if given == "auto" else given
+    profile["model"]["dtype"] = given
+    with pytest.raises(WorkbenchError, match=rf"mine has {found} weights .*grpo\.bf16: true"):
+        seed.train(profile, tmp_path, 0)
+    assert not (tmp_path / "seed" / "config.json").exists()
+
+
+def test_a_model_stored_in_bfloat16_is_adopted_in_float32(profile, tmp_path):
+    path = narrow_checkpoint(tmp_path)
+    assert load_checkpoint(path)[0].dtype == torch.bfloat16  # to decode from, it may be
+    assert load_trainable(seed.train(profile, tmp_path, 0))[0].dtype == torch.float32
+
+
+def test_no_stage_trains_narrow_weights(profile, tmp_path):
+    path = narrow_checkpoint(tmp_path)
+    rows = [{"prompt_ids": [1], "text": RESPONSE}]
+    pd.DataFrame(rows).to_parquet(tmp_path / "rejection.parquet")
+    for train in (dapo.train, sft.train, papo.train):
+        with pytest.raises(WorkbenchError, match="mine has bfloat16 weights to train"):
+            train(profile, tmp_path, path, 0)
+
+
+def narrow_checkpoint(folder):
+    """The profile's model, stored in bfloat16."""
+    load_checkpoint(folder / "mine")[0].to(torch.bfloat16).save_pretrained(folder / "mine")
+    return folder / "mine"
 
 
 def test_missing_checkpoint_and_data_are_named(profile, tmp_path):

@@ -30,7 +30,7 @@ from npr_lib.layout import Layout, causal_layout, layout, sampled_tokens, stack_
 from npr_lib.schema import parse
 from npr_lib.tokenizer import TagIds, add_tag_tokens, encode, render_ids
 from npr_lib.train import checkpoints
-from npr_lib.train.checkpoints import begin_training, finished, load_checkpoint, save_checkpoint
+from npr_lib.train.checkpoints import begin_training, finished, load_trainable, save_checkpoint
 from npr_lib.train.logs import log_to
 from npr_lib.train.stage import DEFAULTS
 from npr_lib.trajectory import Mode
@@ -104,7 +104,7 @@ def train(
     resume = begin_training(folder, input_checkpoint, identity)
     if finished(folder):
         return folder
-    model, tokenizer = load_checkpoint(input_checkpoint)
+    model, tokenizer = load_trainable(input_checkpoint)
     tags = add_tag_tokens(model, tokenizer)
     use_npr_attention(model)
     prompts = [tokenizer.decode(ids) for ids in frame["prompt_ids"]]

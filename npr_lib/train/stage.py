@@ -14,7 +14,7 @@ from npr_lib import WorkbenchError
 from npr_lib.digests import digest
 from npr_lib.problems import load_problems, local_files
 from npr_lib.train import checkpoints
-from npr_lib.train.checkpoints import begin_training, finished, load_checkpoint, save_checkpoint
+from npr_lib.train.checkpoints import begin_training, finished, load_trainable, save_checkpoint
 from npr_lib.train.engines import rollout_engine
 from npr_lib.train.logs import log_to
 from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer
@@ -67,7 +67,7 @@ def run_stage(
     if finished(folder):
         _gather_rollouts(folder, run_dir)
         return folder
-    model, tokenizer = load_checkpoint(input_checkpoint)
+    model, tokenizer = load_trainable(input_checkpoint)
     with rollout_engine(model, tokenizer, profile["engine"], input_checkpoint) as engine:
         trainer = RolloutTrainer(
             model,
