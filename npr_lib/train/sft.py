@@ -27,7 +27,7 @@ from npr_lib import WorkbenchError
 from npr_lib.digests import digest
 from npr_lib.engine.attention import use_npr_attention
 from npr_lib.layout import Layout, causal_layout, layout, sampled_tokens, stack_layouts
-from npr_lib.schema import parse
+from npr_lib.schema import parse_unlimited
 from npr_lib.tokenizer import TagIds, add_tag_tokens, encode, render_ids
 from npr_lib.train import checkpoints
 from npr_lib.train.checkpoints import begin_training, finished, load_trainable, save_checkpoint
@@ -39,9 +39,13 @@ from npr_lib.trajectory import Mode
 def example(
     prompt: str, response: str, tokenizer: PreTrainedTokenizerBase, mode: Mode
 ) -> dict[str, Any]:
-    """Token ids and labels (-100: no loss) of one valid response, rendered canonically."""
+    """Token ids and labels (-100: no loss) of one valid response, rendered canonically.
+
+    Valid but for the limits of `parse`, which the engine that wrote it may have had wider; else
+    ValueError.
+    """
     prompt_ids = encode(prompt, tokenizer)
-    completion_ids = [*render_ids(parse(response), tokenizer), tokenizer.eos_token_id]
+    completion_ids = [*render_ids(parse_unlimited(response), tokenizer), tokenizer.eos_token_id]
     ids = prompt_ids + completion_ids
     sampled = [True] * len(completion_ids)
     if mode == "parallel":
