@@ -14,7 +14,7 @@ from npr_lib import WorkbenchError
 from npr_lib.engine.branch import Response
 from npr_lib.evaluate import evaluate, load_engine
 from npr_lib.profile import load_profile
-from npr_lib.tokenizer import TagIds
+from npr_lib.tokenizer import TagIds, tiny_tokenizer
 from npr_lib.train import dapo, papo, rejection, seed, sft
 from npr_lib.train.checkpoints import checkpoint_mode, load_checkpoint, load_trainable
 
@@ -100,6 +100,28 @@ def test_no_stage_trains_narrow_weights(profile, tmp_path):
     for train in (dapo.train, sft.train, papo.train):
         with pytest.raises(WorkbenchError, match="mine has bfloat16 weights to train"):
             train(profile, tmp_path, path, 0)
+
+
+def test_a_model_with_tags_that_says_no_mode_is_parallel_aloud(profile, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    assert checkpoint_mode(mine) == "sequential" and not capsys.readouterr().out
+    tiny_tokenizer().save_pretrained(mine)
+    assert checkpoint_mode(mine) == "parallel"
+    said = capsys.readouterr().out
+    assert str(mine) in said and "parallel" in said and said.count("\n") == 1
+    (mine / "npr.json").write_text('{"mode": "sequential"}')
+    assert checkpoint_mode(mine) == "sequential" and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("says", [None, "parallel"])
+def test_a_seed_with_tags_is_sequential(profile, tmp_path, says):
+    """As it is evaluated, so it is trained in stage 1."""
+    mine = tmp_path / "mine"
+    tiny_tokenizer().save_pretrained(mine)
+    if says:
+        (mine / "npr.json").write_text(json.dumps({"mode": says}))
+    assert checkpoint_mode(mine) == "parallel"
+    assert checkpoint_mode(seed.train(profile, tmp_path, 0)) == "sequential"
 
 
 def narrow_checkpoint(folder):

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from npr_lib.problems import load_problems
 from npr_lib.profile import load_profile
 from npr_lib.tokenizer import TagIds, tiny_tokenizer
+from npr_lib.train.checkpoints import checkpoint_mode
 from npr_lib.train.corpus import corpus
 from npr_lib.train.seed import IGNORE, Muon, _batches, _encode, orthogonalise, train
 
@@ -62,6 +63,7 @@ def test_smoke_pretraining_learns_and_is_repeatable(tmp_path):
     assert [row["step"] for row in log] == list(range(10, SMOKE["seed"]["steps"] + 1, 10))
     assert log[-1]["loss"] < 0.75 * log[0]["loss"]
     assert log[-1]["num_tokens"] > 0
+    assert checkpoint_mode(folders[0]) == "sequential"
     models = [AutoModelForCausalLM.from_pretrained(folder) for folder in folders]
     for name, tensor in models[0].state_dict().items():
         assert torch.equal(tensor, models[1].state_dict()[name]), name

@@ -28,6 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from npr_lib import WorkbenchError
 from npr_lib.digests import TRAINING, digest, source_digest
 from npr_lib.manifest import write_json
+from npr_lib.tokenizer import TagIds
 from npr_lib.trajectory import Mode
 
 
@@ -156,6 +157,18 @@ def _save(
 
 
 def checkpoint_mode(folder: Path | str) -> Mode:
-    """The mode a checkpoint was trained for; sequential where it doesn't say."""
+    """The mode a checkpoint was trained for, as its `npr.json` says.
+
+    Without one, a model with the eight tags as tokens is taken for a parallel one, which is said,
+    and any other for a sequential one.
+    """
     path = Path(folder) / "npr.json"
-    return json.loads(path.read_text())["mode"] if path.exists() else "sequential"
+    if path.exists():
+        return json.loads(path.read_text())["mode"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        TagIds.from_tokenizer(tokenizer)
+    except ValueError:
+        return "sequential"
+    print(f"{folder} has no npr.json but the tags as tokens: decoded in mode parallel")
+    return "parallel"

@@ -32,7 +32,7 @@ from transformers import (
 from npr_lib import WorkbenchError
 from npr_lib.progress import report_progress
 from npr_lib.tokenizer import encode, tiny_tokenizer
-from npr_lib.train.checkpoints import check_precision
+from npr_lib.train.checkpoints import check_precision, save_checkpoint
 from npr_lib.train.corpus import Document, corpus
 
 IGNORE = -100  # label of a token without loss
@@ -78,8 +78,7 @@ def train(profile: Mapping[str, Any], run_dir: str | Path, seed: int) -> Path:
                 log.write(json.dumps({"step": step, "num_tokens": tokens, **row}) + "\n")
                 log.flush()
     model.eval()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_checkpoint(model, tokenizer, folder, "sequential")
     return folder
 
 
@@ -88,7 +87,8 @@ def adopt(fields: Mapping[str, Any], folder: Path) -> Path:
 
     `fields["path"]`: a Hugging Face folder or hub id; further fields go to `from_pretrained`
     (`gguf_file`, ...). WorkbenchError if it can't be loaded, or in a `dtype` too narrow to train.
-    Its tags are ordinary text until stage 2 makes them tokens.
+    Its tags are ordinary text until stage 2 makes them tokens. Whatever it was trained for, as the
+    seed it decodes sequentially.
     """
     path, options = fields["path"], {k: v for k, v in fields.items() if k != "path"}
     try:
@@ -103,8 +103,8 @@ def adopt(fields: Mapping[str, Any], folder: Path) -> Path:
     check_precision(model, f"model.path = {path}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    # stage 1 rolls out sequentially, so that is how its starting point is measured
+    save_checkpoint(model, tokenizer, folder, "sequential")
     (folder / "log.jsonl").write_text("")
     return folder
 
