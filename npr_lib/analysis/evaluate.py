@@ -15,7 +15,7 @@ from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.engine.checkpoint import checkpoint_mode, load_checkpoint
 from npr_lib.engine.sampling import mix
 from npr_lib.progress import report_progress
-from npr_lib.reasoning.trajectory import Trajectory, rollouts_path, to_rows
+from npr_lib.reasoning.trajectory import Mode, Trajectory, rollouts_path, to_rows
 from npr_lib.rewards import format_reward
 from npr_lib.tasks.problems import ProblemSet, Split, build_prompt, load_problems
 
@@ -37,13 +37,14 @@ def evaluate(
     section = profile["evaluation"]
     engine = load_engine(profile, Path(run_dir) / name)
     problems = load_problems(profile["problems"], split, seed)
+    mode = checkpoint_mode(Path(run_dir) / name)
     frames = []
     settings = [(1.0, section["samples"]), (0.0, 1)]
     for i, (temperature, n) in enumerate(settings):
         params = SamplingParams(
             **{**section["sampling"], "temperature": temperature, "seed": mix(seed, i)}
         )
-        frames.append(respond(profile, engine, problems, params, n, Path(run_dir) / name))
+        frames.append(respond(profile, engine, problems, params, n, name, mode))
         report_progress(i + 1, len(settings), part=name)
     frame = pd.concat(frames, ignore_index=True)
     if split == "test":
@@ -59,11 +60,12 @@ def respond(
     problems: ProblemSet,
     params: SamplingParams,
     n: int,
-    checkpoint: Path,
+    name: str,
+    mode: Mode,
 ) -> pd.DataFrame:
-    """A rollouts table of n scored responses to every problem."""
+    """A rollouts table of n scored responses of checkpoint `name` to every problem."""
     prompts = [build_prompt(p, profile["prompt"], engine.tokenizer) for p in problems]
-    trajectories = engine.generate(prompts, params, n=n, mode=checkpoint_mode(checkpoint))
+    trajectories = engine.generate(prompts, params, n=n, mode=mode)
     asked = [problem for problem in problems for _ in range(n)]
     correct = [
         float(problems.verify(t.graph.boxed, p)) for t, p in zip(trajectories, asked, strict=True)
@@ -73,8 +75,8 @@ def respond(
         problem_id=[p.id for p in asked],
         problem=[p.problem for p in asked],
         answer=[p.answer for p in asked],
-        stage=checkpoint.name,
-        checkpoint=checkpoint.name,
+        stage=name,
+        checkpoint=name,
         sample=[i % n for i in range(len(asked))],
         accuracy=correct,
         reward=[2 * c - 1 for c in correct],

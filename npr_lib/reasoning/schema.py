@@ -59,6 +59,7 @@ __all__ = [
     "ViolationKind",
     "last_boxed",
     "parse",
+    "parse_unlimited",
     "render",
 ]
 
@@ -99,6 +100,11 @@ def parse(
     return _Parser(text, max_branches, max_depth, min_chars, spelled).response()
 
 
+def parse_unlimited(text: str) -> ReasoningGraph:
+    """`parse` with no limit on length and number of branches, and on depth only `MAX_DEPTH`."""
+    return parse(text, max(len(text), 1), MAX_DEPTH, min_chars=0)
+
+
 def render(graph: ReasoningGraph) -> str:
     """The canonical text of a valid graph: nothing between two tags, "i:" before every text.
 
@@ -109,7 +115,7 @@ def render(graph: ReasoningGraph) -> str:
     if graph.violations:
         raise ValueError(f"not rendered, the graph has violations: {graph.violations[0]}")
     text = "".join(_rendered(graph.blocks, 1)) + graph.answer
-    back = parse(text, max(len(text), 1), MAX_DEPTH, min_chars=0)
+    back = parse_unlimited(text)
     if back.violations:
         raise ValueError(f"not rendered, the text would be invalid: {back.violations[0]}")
     if back != graph:

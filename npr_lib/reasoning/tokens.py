@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from npr_lib.reasoning.schema import TAGS, Block, ReasoningGraph, Step
+from npr_lib.reasoning.schema import TAGS, Block, ReasoningGraph, Step, render
 
 TAG_PATTERN = re.compile("|".join(re.escape(tag) for tag in TAGS))
 
@@ -94,8 +94,10 @@ def render_ids(graph: ReasoningGraph, tokenizer: PreTrainedTokenizerBase) -> lis
     """Token ids of the canonical rendering, encoded piece by piece (no EOS).
 
     Tags, the "i:" that the engine forces, and each text are encoded apart, exactly as they come
-    to stand in the KV cache when the engine decodes the same response.
+    to stand in the KV cache when the engine decodes the same response. ValueError for a graph that
+    `schema.render` refuses: what its violations are about would be missing from the ids.
     """
+    render(graph)  # for its checks
     tags = TagIds.from_tokenizer(tokenizer)
     ids = list(_block_ids(graph.blocks, tokenizer, tags))
     return ids + encode(graph.answer, tokenizer)

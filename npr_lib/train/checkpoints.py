@@ -22,9 +22,21 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from npr_lib.engine.checkpoint import check_model
+from npr_lib.engine.checkpoint import (
+    check_model,
+    check_precision,
+    load_checkpoint,
+    save_model,
+)
 from npr_lib.files import TRAINING, digest, source_digest, write_json
 from npr_lib.reasoning.trajectory import Mode
+
+
+def load_trainable(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`load_checkpoint` for a training; WorkbenchError also for weights that hardly would learn."""
+    model, tokenizer = load_checkpoint(path)
+    check_precision(model, str(path))
+    return model, tokenizer
 
 
 def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> str | None:
@@ -98,15 +110,7 @@ def save_checkpoint(
     trained. The trainer's own checkpoints are removed. The main process does it, the others wait.
     """
     if PartialState().is_main_process:
-        _save(model, tokenizer, folder, mode)
+        save_model(model, tokenizer, folder, mode)
+        for path in folder.glob("checkpoint-*"):
+            shutil.rmtree(path)
     PartialState().wait_for_everyone()
-
-
-def _save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, mode: Mode
-) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "npr.json").write_text(json.dumps({"mode": mode}) + "\n")
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path)

@@ -25,14 +25,13 @@ from trl import SFTConfig, SFTTrainer
 
 from npr_lib import WorkbenchError
 from npr_lib.engine.attention import use_npr_attention
-from npr_lib.engine.checkpoint import load_checkpoint
 from npr_lib.files import digest
 from npr_lib.reasoning.layout import Layout, causal_layout, layout, sampled_tokens, stack_layouts
-from npr_lib.reasoning.schema import parse
+from npr_lib.reasoning.schema import parse_unlimited
 from npr_lib.reasoning.tokens import TagIds, add_tag_tokens, encode, render_ids
 from npr_lib.reasoning.trajectory import Mode
 from npr_lib.train import checkpoints
-from npr_lib.train.checkpoints import begin_training, finished, save_checkpoint
+from npr_lib.train.checkpoints import begin_training, finished, load_trainable, save_checkpoint
 from npr_lib.train.logs import log_to
 from npr_lib.train.stage import DEFAULTS
 
@@ -40,9 +39,13 @@ from npr_lib.train.stage import DEFAULTS
 def example(
     prompt: str, response: str, tokenizer: PreTrainedTokenizerBase, mode: Mode
 ) -> dict[str, Any]:
-    """Token ids and labels (-100: no loss) of one valid response, rendered canonically."""
+    """Token ids and labels (-100: no loss) of one valid response, rendered canonically.
+
+    Valid but for the limits of `parse`, which the engine that wrote it may have had wider; else
+    ValueError.
+    """
     prompt_ids = encode(prompt, tokenizer)
-    completion_ids = [*render_ids(parse(response), tokenizer), tokenizer.eos_token_id]
+    completion_ids = [*render_ids(parse_unlimited(response), tokenizer), tokenizer.eos_token_id]
     ids = prompt_ids + completion_ids
     sampled = [True] * len(completion_ids)
     if mode == "parallel":
@@ -105,7 +108,7 @@ def train(
     resume = begin_training(folder, input_checkpoint, identity)
     if finished(folder):
         return folder
-    model, tokenizer = load_checkpoint(input_checkpoint)
+    model, tokenizer = load_trainable(input_checkpoint)
     tags = add_tag_tokens(model, tokenizer)
     use_npr_attention(model)
     prompts = [tokenizer.decode(ids) for ids in frame["prompt_ids"]]

@@ -11,11 +11,10 @@ from accelerate import PartialState
 from trl import GRPOConfig
 
 from npr_lib import WorkbenchError
-from npr_lib.engine.checkpoint import load_checkpoint
 from npr_lib.files import digest
 from npr_lib.tasks.problems import load_problems, local_files
 from npr_lib.train import checkpoints
-from npr_lib.train.checkpoints import begin_training, finished, save_checkpoint
+from npr_lib.train.checkpoints import begin_training, finished, load_trainable, save_checkpoint
 from npr_lib.train.engines import rollout_engine
 from npr_lib.train.logs import log_to
 from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer
@@ -68,7 +67,7 @@ def run_stage(
     if finished(folder):
         _gather_rollouts(folder, run_dir)
         return folder
-    model, tokenizer = load_checkpoint(input_checkpoint)
+    model, tokenizer = load_trainable(input_checkpoint)
     with rollout_engine(model, tokenizer, profile["engine"], input_checkpoint) as engine:
         trainer = RolloutTrainer(
             model,

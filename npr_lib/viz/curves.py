@@ -13,6 +13,12 @@ from npr_lib.viz import theme
 
 ACROSS = 3
 PANEL = 190  # px
+NO_PANELS = {
+    "height": 90,
+    "margin": {"t": 78, "b": 0},
+    "xaxis": {"visible": False},
+    "yaxis": {"visible": False},
+}
 # name in the log: (what to call it, unit). Shares are shown in %.
 QUANTITIES = {
     "reward": ("mean reward", ""),
@@ -48,12 +54,16 @@ def curves(
         columns: what to show. A line of the log that lacks a quantity is skipped for it.
 
     Faint: as logged. Strong: the centred mean over about a tenth of the steps, whose last value is
-    written at its end.
+    written at its end. An empty log is of a model that was not trained, such as an adopted seed: it
+    has no line, and where there are only such, the figure says so in place of panels.
 
     Raises:
         ValueError: no log has one of the columns.
     """
-    runs = {"": log} if isinstance(log, pd.DataFrame) else dict(log)
+    given = {"": log} if isinstance(log, pd.DataFrame) else log
+    runs = {name: run for name, run in given.items() if len(run)}
+    if given and not runs:
+        return theme.style(go.Figure(), title, "not trained: the log is empty", **NO_PANELS)
     _check(runs, columns)
     across = min(ACROSS, len(columns))
     rows = -(-len(columns) // across)

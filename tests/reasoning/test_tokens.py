@@ -112,6 +112,15 @@ def test_render_ids_is_the_rendering_and_has_a_layout(graph):
         layout(ids, TagIds.from_tokenizer(tokenizer))
 
 
+@pytest.mark.parametrize("where", ["<step>1:", "<takeaway>", "<guideline>"])
+def test_render_ids_refuses_what_render_refuses(where):
+    text = "<guideline><plan>1:A</plan></guideline><step>1:x</step><takeaway>z</takeaway>\\boxed{7}"
+    graph = parse(text.replace(where, "stray" + where))
+    for function in (render, lambda graph: render_ids(graph, TINY)):
+        with pytest.raises(ValueError, match=r"not rendered, .* violations: .*stray"):
+            function(graph)
+
+
 def test_pieces_are_encoded_apart():
     """BPE would merge "1:" with what follows; the engine writes it alone."""
     tags = TagIds.from_tokenizer(BPE)

@@ -8,6 +8,7 @@ import json
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from npr_lib.engine.checkpoint import checkpoint_mode
 from npr_lib.profiles.profile import load_profile
 from npr_lib.reasoning.tokens import TagIds
 from npr_lib.tasks.parts.corpus import corpus
@@ -63,6 +64,7 @@ def test_smoke_pretraining_learns_and_is_repeatable(tmp_path):
     assert [row["step"] for row in log] == list(range(10, SMOKE["seed"]["steps"] + 1, 10))
     assert log[-1]["loss"] < 0.75 * log[0]["loss"]
     assert log[-1]["num_tokens"] > 0
+    assert checkpoint_mode(folders[0]) == "sequential"
     models = [AutoModelForCausalLM.from_pretrained(folder) for folder in folders]
     for name, tensor in models[0].state_dict().items():
         assert torch.equal(tensor, models[1].state_dict()[name]), name

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from policies import random_policy
 from test_tokens import bpe
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -12,11 +13,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from npr_lib import WorkbenchError
 from npr_lib.analysis.evaluate import evaluate, load_engine
 from npr_lib.engine.branch import Response
-from npr_lib.engine.checkpoint import checkpoint_mode
+from npr_lib.engine.checkpoint import checkpoint_mode, load_checkpoint
 from npr_lib.profiles.profile import load_profile
 from npr_lib.reasoning.tokens import TagIds
 from npr_lib.tasks.parts import seed
+from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 from npr_lib.train import dapo, papo, rejection, sft
+from npr_lib.train.checkpoints import load_trainable
 
 RESPONSE = (
     "<guideline><plan>1:A</plan><plan>2:B</plan></guideline><step>1:x</step><step>2:y</step>"
@@ -74,6 +77,60 @@ def test_a_missing_model_is_named(profile, tmp_path):
     profile["model"]["path"] = str(tmp_path / "nothing")
     with pytest.raises(WorkbenchError, match=r"model\.path = .*nothing can't be loaded"):
         seed.train(profile, tmp_path, 0)
+
+
+@pytest.mark.parametrize("given", ["bfloat16", "float16", "auto"])
+def test_narrow_weights_are_refused_by_name(profile, tmp_path, given):
+    """20 steps of AdamW at 1e-6 change 2 % of bfloat16 weights."""
+    narrow_checkpoint(tmp_path)
+    found = "bfloat16" if given == "auto" else given
+    profile["model"]["dtype"] = given
+    with pytest.raises(WorkbenchError, match=rf"mine has {found} weights .*grpo\.bf16: true"):
+        seed.train(profile, tmp_path, 0)
+    assert not (tmp_path / "seed" / "config.json").exists()
+
+
+def test_a_model_stored_in_bfloat16_is_adopted_in_float32(profile, tmp_path):
+    path = narrow_checkpoint(tmp_path)
+    assert load_checkpoint(path)[0].dtype == torch.bfloat16  # to decode from, it may be
+    assert load_trainable(seed.train(profile, tmp_path, 0))[0].dtype == torch.float32
+
+
+def test_no_stage_trains_narrow_weights(profile, tmp_path):
+    path = narrow_checkpoint(tmp_path)
+    rows = [{"prompt_ids": [1], "text": RESPONSE}]
+    pd.DataFrame(rows).to_parquet(tmp_path / "rejection.parquet")
+    for train in (dapo.train, sft.train, papo.train):
+        with pytest.raises(WorkbenchError, match="mine has bfloat16 weights to train"):
+            train(profile, tmp_path, path, 0)
+
+
+def test_a_model_with_tags_that_says_no_mode_is_parallel_aloud(profile, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    assert checkpoint_mode(mine) == "sequential" and not capsys.readouterr().out
+    tiny_tokenizer().save_pretrained(mine)
+    assert checkpoint_mode(mine) == "parallel"
+    said = capsys.readouterr().out
+    assert str(mine) in said and "parallel" in said and said.count("\n") == 1
+    (mine / "npr.json").write_text('{"mode": "sequential"}')
+    assert checkpoint_mode(mine) == "sequential" and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("says", [None, "parallel"])
+def test_a_seed_with_tags_is_sequential(profile, tmp_path, says):
+    """As it is evaluated, so it is trained in stage 1."""
+    mine = tmp_path / "mine"
+    tiny_tokenizer().save_pretrained(mine)
+    if says:
+        (mine / "npr.json").write_text(json.dumps({"mode": says}))
+    assert checkpoint_mode(mine) == "parallel"
+    assert checkpoint_mode(seed.train(profile, tmp_path, 0)) == "sequential"
+
+
+def narrow_checkpoint(folder):
+    """The profile's model, stored in bfloat16."""
+    load_checkpoint(folder / "mine")[0].to(torch.bfloat16).save_pretrained(folder / "mine")
+    return folder / "mine"
 
 
 def test_missing_checkpoint_and_data_are_named(profile, tmp_path):

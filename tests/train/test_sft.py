@@ -76,6 +76,24 @@ def hand_layout(ids, prompt):
     return paths, positions
 
 
+@pytest.mark.parametrize("mode", ["parallel", "sequential"])
+@pytest.mark.parametrize("where", ["<step>2:", "<takeaway>", "<guideline>"])
+def test_stray_text_is_refused_not_dropped(mode, where):
+    with pytest.raises(ValueError, match="not rendered, the graph has violations"):
+        example("A=1;", RESPONSE.replace(where, "so " + where), TOKENIZER, mode)
+
+
+def test_wider_and_deeper_responses_than_the_paper_has_are_learned_whole():
+    inner = RESPONSE.removesuffix("\\boxed{13}")
+    nested = RESPONSE.replace("B=4+1", f"first{inner}then")
+    plans = "".join(f"<plan>{i}:A</plan>" for i in range(1, 8))
+    steps = "".join(f"<step>{i}:x</step>" for i in range(1, 8))
+    wide = f"<guideline>{plans}</guideline>{steps}<takeaway>z</takeaway>\\boxed{{7}}"
+    for response in (nested, wide):
+        assert learned(example("A", response, TOKENIZER, "sequential")) == response + "<eos>"
+        example("A", response, TOKENIZER, "parallel")
+
+
 def test_rows_are_encoded_piece_by_piece():
     assert example("A", RESPONSE, TOKENIZER, "parallel")["input_ids"][:3] == [
         *encode("A", TOKENIZER),

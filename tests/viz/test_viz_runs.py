@@ -121,6 +121,14 @@ def test_curves_skip_holes_and_label_the_end() -> None:
         viz.curves({"SR": log.drop(columns="step")}, ["loss"], "t")
 
 
+def test_a_model_that_was_not_trained_has_no_curve() -> None:
+    log, empty = pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}), pd.DataFrame()
+    figure = viz.curves(empty, ["loss"], "seed")
+    assert not figure.data and "not trained" in figure.layout.title.text
+    figure = viz.curves({"seed": empty, "SR": log}, ["loss"], "t")
+    assert {trace.name for trace in figure.data if trace.name} == {"SR"}
+
+
 def test_smoothing_keeps_level_and_trend_and_takes_noise() -> None:
     line = np.arange(100.0)
     np.testing.assert_allclose(smooth(line)[10:-10], line[10:-10])

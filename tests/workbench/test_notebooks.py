@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import pytest
 from pages import is_local, sources
 
 from npr_lib import WorkbenchError
+from npr_lib.profiles.profile import load_profile, save_profile
 from npr_lib.tasks.parts import task
 from npr_lib.tasks.problems import split_of
 from npr_lib.workbench import notebook, pages, pipeline, stages
@@ -177,6 +179,25 @@ def test_the_ablations_run_on_the_smoke_run(smoke, tmp_path):
         "invalid_filter",
         "replicate",
     }
+
+
+def test_an_adopted_seed_is_reported(smoke, tmp_path):
+    """Notebooks 00 and 90 where the smoke run's seed is a model that existed before.
+
+    What lies between them sees the same weights as in the run itself.
+    """
+    _, run_dir, _ = smoke
+    own = shutil.copytree(run_dir, tmp_path / "own")
+    profile = load_profile("smoke") | {"model": {"path": str(run_dir / "seed")}}
+    save_profile(profile, tmp_path / "own.yaml")
+    parameters = {"profile": str(tmp_path / "own.yaml"), "run_dir": str(own)}
+    with notebook.kernel(tmp_path / ".jupyter", tmp_path / "events"):
+        for name in ("00_seed", "90_report"):
+            target = tmp_path / f"{name}.ipynb"
+            notebook.execute(FOLDER / target.name, target, parameters, stages.REPOSITORY, name)
+            assert "not trained: the log is empty" in target.read_text()
+    weights = [(folder / "seed" / "model.safetensors").read_bytes() for folder in (own, run_dir)]
+    assert weights[0] == weights[1]
 
 
 def test_smoke_run_is_not_run_again(smoke):

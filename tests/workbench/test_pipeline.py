@@ -399,7 +399,8 @@ def test_killed_run_goes_on_where_it_stopped(tmp_path):
     write_project(tmp_path)
     write_notebook(tmp_path / "notebooks" / "01_second.ipynb", "01_second", SLOW)
     run_dir = tmp_path / "reports" / "toy"
-    code = DRIVER.format(tests=[str(folder) for folder in Path(__file__).parents[:2]], root=str(tmp_path))
+    folders = [str(folder) for folder in Path(__file__).parents[:2]]
+    code = DRIVER.format(tests=folders, root=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", code], cwd=stages.REPOSITORY)
     try:
         wait_for((run_dir / "alive").exists)

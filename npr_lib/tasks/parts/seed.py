@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from npr_lib import WorkbenchError
+from npr_lib.engine.checkpoint import check_precision, save_model
 from npr_lib.progress import report_progress
 from npr_lib.reasoning.tokens import encode
 from npr_lib.tasks.parts.corpus import Document, corpus
@@ -78,31 +79,33 @@ def train(profile: Mapping[str, Any], run_dir: str | Path, seed: int) -> Path:
                 log.write(json.dumps({"step": step, "num_tokens": tokens, **row}) + "\n")
                 log.flush()
     model.eval()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_model(model, tokenizer, folder, "sequential")
     return folder
 
 
 def adopt(fields: Mapping[str, Any], folder: Path) -> Path:
-    """Save an existing causal LM and its tokenizer as the seed, unchanged.
+    """Save an existing causal LM and its tokenizer as the seed, its weights in float32.
 
     `fields["path"]`: a Hugging Face folder or hub id; further fields go to `from_pretrained`
-    (`gguf_file`, `dtype`, ...). WorkbenchError if it can't be loaded. Its tags are ordinary text
-    until stage 2 makes them tokens.
+    (`gguf_file`, ...). WorkbenchError if it can't be loaded, or in a `dtype` too narrow to train.
+    Its tags are ordinary text until stage 2 makes them tokens. Whatever it was trained for, as the
+    seed it decodes sequentially.
     """
     path, options = fields["path"], {k: v for k, v in fields.items() if k != "path"}
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, **{k: v for k, v in options.items() if k == "gguf_file"}
         )
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
+        # by default it would be loaded as it is stored, mostly in bfloat16
+        model = AutoModelForCausalLM.from_pretrained(path, **{"dtype": "float32", **options})
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise WorkbenchError(f"model.path = {path} can't be loaded: {reason}") from error
+    check_precision(model, f"model.path = {path}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    # stage 1 rolls out sequentially, so that is how its starting point is measured
+    save_model(model, tokenizer, folder, "sequential")
     (folder / "log.jsonl").write_text("")
     return folder
 
