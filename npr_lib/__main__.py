@@ -56,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="change a value of the profile, such as -p npr.grpo.learning_rate=3e-4; repeatable",
     )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say which stages would run, and why",
+    )
     run.set_defaults(command=_run)
 
     report = commands.add_parser("report", help="write the HTML pages and index of a run anew")
@@ -132,8 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     from npr_lib.workbench import pipeline  # heavy imports stay out of --help
 
-    run_dir = pipeline.run(options.profile, options.run, options.from_stage, options.overrides)
-    print(_shown(run_dir / "index.html"))
+    run_dir = pipeline.run(
+        options.profile, options.run, options.from_stage, options.overrides, dry=options.dry_run
+    )
+    if not options.dry_run:
+        print(_shown(run_dir / "index.html"))
 
 
 def _report(options: argparse.Namespace) -> None:

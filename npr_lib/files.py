@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,30 @@ def _digest_file(path: Path, size: int, changed: int) -> str:
     """sha256 of a file, read once while its size and time of change stay: weights are large."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_digest(folder: Path) -> str | None:
+    """sha256 of what a model folder decodes with: weights, configuration, tokenizer, mode. How it
+    was made (its log, its rollouts, the record of its training) is no part of it."""
+    apart = {TRAINING, "log.jsonl"}
+    if not folder.is_dir():
+        return None
+    return _digest_files(
+        sorted(f for f in folder.iterdir() if f.is_file() and f.name not in apart), folder
+    )
+
+
+def set_aside(path: Path) -> Path:
+    """Move a file or folder into `aside` beside it, named by date; returns where it is now."""
+    moment = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = path.parent / "aside"
+    folder.mkdir(exist_ok=True)
+    target = folder / f"{path.stem}-{moment}{path.suffix}"
+    for number in itertools.count(2):
+        if not target.exists():
+            return path.rename(target)
+        target = folder / f"{path.stem}-{moment}-{number}{path.suffix}"
+    raise AssertionError("there is always a free name")
 
 
 def write_json(path: Path, value: Any) -> None:

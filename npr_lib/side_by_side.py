@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
+import cloudpickle
 import torch
 
 from npr_lib import WorkbenchError
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:
-    """`[function(*call) for call in calls]`, two at a time; `function` is one of a module.
+    """`[function(*call) for call in calls]`, two at a time; `function` may be a notebook's own.
 
     Each process gets half of the cores, at most as many threads as this one has. With a GPU, with
     one core only, for one call or inside of such a call, they take turns in this process. What one
@@ -35,7 +36,7 @@ def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -
     others = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
     with ProcessPoolExecutor(2, context, _begin, (threads,)) as pool:
-        futures = [pool.submit(function, *call) for call in calls]
+        futures = [pool.submit(_call, cloudpickle.dumps((function, call))) for call in calls]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -44,11 +45,17 @@ def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -
                 process.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise WorkbenchError(
-                    f"a process of {function.__module__}.{function.__name__} died (out of memory, "
+                    f"a process of {_name(function)} died (out of memory, "
                     "or killed); run it again, it goes on from what was saved"
                 ) from error
             raise
-    return [future.result() for future in futures]
+    return [cloudpickle.loads(future.result()) for future in futures]
+
+
+def _call(packed: bytes) -> bytes:
+    """In the other process. Packed by cloudpickle, which also takes functions of a notebook."""
+    function, arguments = cloudpickle.loads(packed)
+    return cloudpickle.dumps(function(*arguments))
 
 
 def at_once() -> int:
@@ -73,3 +80,8 @@ def _end_with_parent() -> None:
     """A notebook that was killed leaves nobody who writes into its run."""
     wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    function = getattr(function, "func", function)  # of a partial
+    return f"{function.__module__}.{function.__qualname__}"

@@ -2,89 +2,91 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
 
-from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
+from npr_lib.engine import Engine, SamplingParams, TorchEngine
 from npr_lib.engine.checkpoint import checkpoint_mode, load_checkpoint
 from npr_lib.engine.sampling import mix
+from npr_lib.files import model_digest, write_json
+from npr_lib.identity import closure, made_before, write_made
+from npr_lib.profiles.stage import Stage
 from npr_lib.progress import report_progress
-from npr_lib.reasoning.trajectory import Mode, Trajectory, rollouts_path, to_rows
-from npr_lib.rewards import format_reward
+from npr_lib.reasoning.trajectory import Mode, Trajectory, rollouts_path
+from npr_lib.tasks import problems as tasks
 from npr_lib.tasks.problems import ProblemSet, Split, build_prompt, load_problems
+from npr_lib.train.rollout import score, to_table
 
 
-def load_engine(profile: dict[str, Any], checkpoint: Path) -> TorchEngine:
-    """The engine of a profile over a checkpoint folder."""
-    model, tokenizer = load_checkpoint(checkpoint)
-    return TorchEngine(model, tokenizer, EngineConfig(**profile["engine"]))
+def load_engine(stage: Stage, name: str) -> TorchEngine:
+    """The engine of a stage's profile over one of its run's checkpoints."""
+    model, tokenizer = load_checkpoint(stage.run_dir / name)
+    return TorchEngine(model, tokenizer, stage.profile.engine)
 
 
-def evaluate(
-    profile: dict[str, Any], run_dir: Path, name: str, seed: int, split: Split = "test"
-) -> pd.DataFrame:
+def evaluate(stage: Stage, name: str, split: Split = "test") -> pd.DataFrame:
     """Responses of checkpoint run_dir / name to every problem of a split, in the mode it was
     trained for: `samples` at T = 1 and one greedy (column `temperature` tells them apart).
 
-    Written to `rollouts_path` for the test split.
+    Written to `rollouts_path`; what was answered before, of the same, is read from there.
     """
-    section = profile["evaluation"]
-    engine = load_engine(profile, Path(run_dir) / name)
-    problems = load_problems(profile["problems"], split, seed)
-    mode = checkpoint_mode(Path(run_dir) / name)
+    profile, section = stage.profile, stage.profile.evaluation
+    path = rollouts_path(stage.run_dir, name, split)
+    identity = _identity(stage, name, split)
+    if (before := made_before(path, identity)) is not None:
+        return before
+    engine = load_engine(stage, name)
+    problems = load_problems(profile.problems, split, stage.seed)
+    mode = checkpoint_mode(stage.run_dir / name)
     frames = []
-    settings = [(1.0, section["samples"]), (0.0, 1)]
-    for i, (temperature, n) in enumerate(settings):
-        params = SamplingParams(
-            **{**section["sampling"], "temperature": temperature, "seed": mix(seed, i)}
-        )
-        frames.append(respond(profile, engine, problems, params, n, name, mode))
-        report_progress(i + 1, len(settings), part=name)
+    for i, (temperature, n) in enumerate(((1.0, section.samples), (0.0, 1))):
+        seed = mix(stage.seed, i)
+        params = replace(section.sampling, temperature=temperature, seed=seed)
+        frames.append(respond(engine, problems, profile.prompt, params, n, name, mode))
+        report_progress(i + 1, 2, part=name)
     frame = pd.concat(frames, ignore_index=True)
-    if split == "test":
-        path = rollouts_path(run_dir, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_parquet(path, index=False)
+    write_made(frame, path, identity)
     return frame
 
 
+def _identity(stage: Stage, name: str, split: Split) -> dict[str, Any]:
+    profile = stage.profile
+    return {
+        "task": {"prompt": profile.prompt, "problems": profile.problems, "split": split},
+        "kind": tasks.identity(profile.problems),
+        "engine": asdict(profile.engine),
+        "samples": profile.evaluation.samples,
+        "sampling": asdict(profile.evaluation.sampling),
+        "model": model_digest(stage.run_dir / name),
+        "seed": stage.seed,
+        "code": closure(__name__),
+    }
+
+
 def respond(
-    profile: dict[str, Any],
-    engine: TorchEngine,
+    engine: Engine,
     problems: ProblemSet,
+    template: str,
     params: SamplingParams,
     n: int,
     name: str,
     mode: Mode,
 ) -> pd.DataFrame:
     """A rollouts table of n scored responses of checkpoint `name` to every problem."""
-    prompts = [build_prompt(p, profile["prompt"], engine.tokenizer) for p in problems]
+    prompts = [build_prompt(p, template, engine.tokenizer) for p in problems]
     trajectories = engine.generate(prompts, params, n=n, mode=mode)
     asked = [problem for problem in problems for _ in range(n)]
-    correct = [
-        float(problems.verify(t.graph.boxed, p)) for t, p in zip(trajectories, asked, strict=True)
-    ]
-    return to_rows(
-        trajectories,
-        problem_id=[p.id for p in asked],
-        problem=[p.problem for p in asked],
-        answer=[p.answer for p in asked],
-        stage=name,
-        checkpoint=name,
-        sample=[i % n for i in range(len(asked))],
-        accuracy=correct,
-        reward=[2 * c - 1 for c in correct],
-        format_reward=[format_reward(t.graph) for t in trajectories],
-    )
+    samples = [i % n for i in range(len(asked))]
+    scored = score(trajectories, asked, problems)
+    return to_table(scored, stage=name, checkpoint=name, sample=samples)
 
 
-def speed(profile: dict[str, Any], run_dir: Path, seed: int) -> dict[str, Any]:
+def speed(stage: Stage) -> dict[str, Any]:
     """Decoding speed of NPR in parallel, of SR, and of the same NPR responses one token after the
     other, all in this process, problem by problem in turn.
 
@@ -94,12 +96,11 @@ def speed(profile: dict[str, Any], run_dir: Path, seed: int) -> dict[str, Any]:
     tokens_per_second}}, and the ratios, each a median over `speed_rounds` rounds of the quotient
     measured within one round; `ideal` is work / span of the replayed responses.
     """
-    section = profile["evaluation"]
-    npr = load_engine(profile, Path(run_dir) / "npr")
-    sr = load_engine(profile, Path(run_dir) / "sr")
-    problems = list(load_problems(profile["problems"], "test", seed))[: section["speed_problems"]]
-    prompts = [build_prompt(p, profile["prompt"], npr.tokenizer) for p in problems]
-    params = SamplingParams(**{**section["sampling"], "seed": seed})
+    profile, section = stage.profile, stage.profile.evaluation
+    npr, sr = (load_engine(stage, name) for name in ("npr", "sr"))
+    problems = load_problems(profile.problems, "test", stage.seed)[: section.speed_problems]
+    prompts = [build_prompt(p, profile.prompt, npr.tokenizer) for p in problems]
+    params = replace(section.sampling, seed=stage.seed)
     own = npr.generate(prompts, params)
     runs: dict[str, Callable[[slice], list[Trajectory]]] = {
         "npr": lambda part: npr.generate(prompts[part], params),
@@ -114,7 +115,7 @@ def speed(profile: dict[str, Any], run_dir: Path, seed: int) -> dict[str, Any]:
     for kind, size in (("latency", 1), ("throughput", len(problems))):
         rounds = [
             {name: _measure(run, len(problems), size) for name, run in runs.items()}
-            for _ in _rounds(section["speed_rounds"], kind)
+            for _ in _rounds(section.speed_rounds, kind)
         ]
         result[kind] = {name: _median([r[name] for r in rounds]) for name in runs}
         result[f"{kind}_ratios"] = {
@@ -124,11 +125,11 @@ def speed(profile: dict[str, Any], run_dir: Path, seed: int) -> dict[str, Any]:
                 rounds, "replay_sequential", "replay_parallel", "seconds_per_response"
             ),
         }
-    (Path(run_dir) / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(stage.run_dir / "speed.json", result)
     return result
 
 
-def _rounds(count: int, part: str) -> Sequence[int]:
+def _rounds(count: int, part: str) -> Iterator[int]:
     for i in range(count):
         yield i
         report_progress(i + 1, count, part=part)

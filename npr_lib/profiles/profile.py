@@ -1,37 +1,35 @@
-"""Profiles: what a run is made of, as data.
+"""Reading a profile: a YAML file of sections, checked before anything is made of it.
 
-A profile is a YAML file of sections (`problems`, `model`, `npr_zero`, …); those that come with
-the package lie in `npr_lib/profiles`. No code asks for a profile's name. Values are changed with
-overrides such as `npr.grpo.learning_rate=3e-4`.
+Those that come with the package lie beside this file. No code asks for a profile's name. Values
+are changed with overrides such as `npr.grpo.learning_rate=3e-4`. The sections are dataclasses
+(`sections`); pydantic checks the types, since it takes plain dataclasses as they are and tells
+where a value is wrong. A key that doesn't exist fails at once and names the nearest that does.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import importlib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from npr_lib import WorkbenchError
 from npr_lib.files import PACKAGE
+from npr_lib.profiles.sections import Profile
+from npr_lib.tasks.problems import fields_of_kind
 
 FOLDER = PACKAGE / "profiles"
-
-# Every profile has these; a file may set them.
-DEFAULTS: dict[str, Any] = {"random_seed": 0}
-
-# Sections handed on as they are: the fields of these classes are legal keys though not written.
-PASSED_ON = {
-    "grpo": ("trl", "GRPOConfig"),
-    "trl": ("trl", "SFTConfig"),
-    "sampling": ("npr_lib.engine", "SamplingParams"),
-    "engine": ("npr_lib.engine", "EngineConfig"),
-}
+# Mappings that are handed on to a class: its fields are their keys, its annotations the types.
+HANDED_ON = {"grpo": "trl:GRPOConfig", "trl": "trl:SFTConfig"}
 
 
 class ProfileError(WorkbenchError):
@@ -54,7 +52,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load_profile(name_or_path: str | Path, overrides: Iterable[str] = ()) -> dict:
+def load_profile(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Profile:
     """Read a profile and apply overrides.
 
     Args:
@@ -62,24 +60,43 @@ def load_profile(name_or_path: str | Path, overrides: Iterable[str] = ()) -> dic
         overrides: `KEY=VALUE` with dotted keys; the value is read as YAML.
 
     Raises:
-        ProfileError: the profile or a key does not exist, or the file is no mapping.
+        ProfileError: the profile or a key does not exist, or a value is not of its type.
     """
     path = _find(name_or_path)
     try:
-        profile = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        given = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except yaml.YAMLError as error:
         raise ProfileError(f"profile {path} is not valid YAML: {_one_line(error)}") from error
-    if not isinstance(profile, dict):
+    if not isinstance(given, dict):
         raise ProfileError(f"profile {path} is not a mapping of sections")
-    profile = DEFAULTS | profile
+    return make_profile(given, overrides, f"profile {name_or_path}")
+
+
+def make_profile(
+    given: Mapping[str, Any], overrides: Iterable[str] = (), title: str = "profile"
+) -> Profile:
+    """A profile from its sections as plain mappings; what is left out has its default.
+
+    Raises:
+        ProfileError: as `load_profile`.
+    """
+    sections = copy.deepcopy(dict(given))
+    _check(sections, title)  # before an override that a misspelt section would swallow
     for override in overrides:
-        _apply(profile, override)
-    return profile
+        _apply(sections, override)
+    _check(sections, title)
+    try:
+        return TypeAdapter(Profile).validate_json(json.dumps(sections), strict=True)
+    except ValidationError as error:
+        raise ProfileError(f"{title}: {_told(error)}") from error
+    except (TypeError, ValueError) as error:
+        raise ProfileError(f"{title}: {_one_line(error)}") from error
 
 
-def save_profile(profile: dict, path: Path) -> None:
+def save_profile(profile: Profile, path: Path) -> None:
     """Write a profile so that `load_profile(path)` gives it back."""
-    path.write_text(yaml.safe_dump(profile, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    plain = json.loads(json.dumps(dataclasses.asdict(profile)))
+    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _find(name_or_path: str | Path) -> Path:
@@ -96,8 +113,8 @@ def _find(name_or_path: str | Path) -> Path:
     )
 
 
-def _apply(profile: dict, override: str) -> None:
-    """Set one dotted key of `profile` in place."""
+def _apply(sections: dict[str, Any], override: str) -> None:
+    """Set one dotted key in place."""
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
@@ -107,50 +124,124 @@ def _apply(profile: dict, override: str) -> None:
     except yaml.YAMLError as error:
         raise ProfileError(f"the value of {key} is not YAML: {_one_line(error)}") from error
     *parents, last = key.split(".")
-    section: Any = profile
-    for depth, parent in enumerate(parents):
-        if not isinstance(section, dict) or not isinstance(section.get(parent), dict):
-            raise _unknown(key, profile)
-        section = section[parent]
-        if depth == len(parents) - 1 and last not in section and last not in _fields(parent):
-            raise _unknown(key, profile)
-    if not parents and key not in profile:
-        raise _unknown(key, profile)
-    if isinstance(section.get(last), dict) and not isinstance(value, dict):
-        raise ProfileError(f"{key} is a section; set one of its keys: {', '.join(section[last])}")
+    section = sections
+    for parent in parents:
+        inner = section.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ProfileError(_unknown(key, sections))
+        section = inner
+    if not isinstance(value, dict) and (inside := _inside(key, sections)):
+        raise ProfileError(f"{key} is a section; set one of its keys: {', '.join(inside)}")
     section[last] = value
 
 
-def _fields(section: str) -> set[str]:
-    """The fields of the class a passed-on section is made for (imported only when asked)."""
-    if section not in PASSED_ON:
-        return set()
-    module, name = PASSED_ON[section]
-    cls = getattr(importlib.import_module(module), name)
-    return {field.name for field in dataclasses.fields(cls) if field.init}
+def _inside(key: str, sections: dict[str, Any]) -> list[str]:
+    """The keys within a dotted key, as far as they are known; none for a value."""
+    start = f"{key}."
+    inner = (known[len(start) :] for known in _known(sections) if known.startswith(start))
+    return [name for name in inner if "." not in name]
 
 
-def _keys(section: dict, prefix: str = "") -> list[str]:
-    """Every dotted key of a nested mapping."""
-    keys = []
+def _check(sections: Mapping[str, Any], title: str) -> None:
+    """Every key must exist; the mappings that are handed on must hold values of the right type.
+
+    Raises:
+        ProfileError: for the first that doesn't.
+    """
+    try:
+        known = _known(sections)
+    except ValueError as error:  # no such kind of problems
+        raise ProfileError(f"{title}: {error}") from error
+    whole = {key.removesuffix(".*") for key, hint in known.items() if hint is not None or "*" in key}
+    for key, value in _pairs(sections):
+        if any(key.startswith(f"{start}.") for start in whole):
+            continue
+        if key not in known:
+            raise ProfileError(f"{title}: {_unknown(key, sections)}")
+        try:
+            _fit(known[key], value)
+        except ValidationError as error:
+            raise ProfileError(f"{title}: {_told(error, key)}") from error
+
+
+def _fit(hint: Any, value: Any) -> None:
+    """ValidationError unless a value fits its annotation, None: any does."""
+    try:
+        adapter = TypeAdapter(hint if hint is not None else Any)
+    except PydanticUserError:  # an annotation of a library that only its type checker understands
+        return
+    adapter.validate_json(json.dumps(value), strict=True)
+
+
+def _pairs(section: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of nested mappings, with its value."""
     for name, value in section.items():
-        keys.append(f"{prefix}{name}")
-        if isinstance(value, dict):
-            keys += _keys(value, f"{prefix}{name}.")
-    return keys
+        yield f"{start}{name}", value
+        if isinstance(value, Mapping):
+            yield from _pairs(value, f"{start}{name}.")
 
 
-def _unknown(key: str, profile: dict) -> ProfileError:
-    """The error for a key that does not exist; names the closest that does."""
+def _known(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Every dotted key that may be set. Value: the annotation that it must fit where no dataclass
+    says so, else None. `x.*`: anything may stand in x."""
+    problems, model = sections.get("problems"), sections.get("model")
+    found = dict(_of_class(Profile, ""))
+    kind = problems.get("kind") if isinstance(problems, Mapping) else None
+    if kind is not None:
+        found |= {f"problems.{name}": hint for name, hint in fields_of_kind(str(kind)).items()}
+        found["problems.kind"] = str
+    else:
+        found["problems.*"] = None
+    if isinstance(model, Mapping) and "path" in model:  # arguments of from_pretrained
+        found |= {"model.*": None}
+    else:
+        found |= {f"model.{name}": hint for name, hint in _annotations(_QWEN).items()}
+        found |= {"model.path": str}
+    return found
+
+
+_QWEN = "transformers:Qwen3Config"
+
+
+def _of_class(cls: type, start: str) -> Iterator[tuple[str, Any]]:
+    for name, hint in get_type_hints(cls).items():
+        key = f"{start}{name}"
+        yield key, None
+        if dataclasses.is_dataclass(hint):
+            yield from _of_class(hint, f"{key}.")
+        elif name in HANDED_ON:
+            given = _annotations(HANDED_ON[name]).items()
+            yield from ((f"{key}.{inner}", annotation) for inner, annotation in given)
+        elif str(hint).startswith("dict") and key not in ("problems", "model"):
+            yield f"{key}.*", None
+
+
+@cache
+def _annotations(named: str) -> dict[str, Any]:
+    """The fields of a class, `module:Class`, with their annotations."""
+    module, name = named.split(":")
+    cls = getattr(importlib.import_module(module), name)
+    # transformers annotates with names that it imports for type checkers only
+    hints = get_type_hints(cls, localns={"torch": importlib.import_module("torch")})
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _unknown(key: str, sections: Mapping[str, Any]) -> str:
+    """Says that a key does not exist; names the closest that does."""
 
     def likeness(other: str) -> float:
         pairs = [(key, other), (key.split(".")[-1], other.split(".")[-1])]
         return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
-    keys = _keys(profile)
-    section = key.rpartition(".")[0]
-    keys += [f"{section}.{field}" for field in sorted(_fields(section.split(".")[-1]))]
-    return ProfileError(f"unknown parameter {key!r}; did you mean {max(keys, key=likeness)}?")
+    nearest = max((other for other in _known(sections) if "*" not in other), key=likeness)
+    return f"unknown parameter {key!r}; did you mean {nearest}?"
+
+
+def _told(error: ValidationError, key: str = "") -> str:
+    """The first of pydantic's complaints in a line."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(filter(None, [key, *(str(part) for part in first["loc"] if not key)]))
+    return f"{place} = {first.get('input')!r}: {first['msg']}"
 
 
 def _one_line(error: Exception) -> str:

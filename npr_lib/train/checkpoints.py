@@ -1,8 +1,9 @@
-"""Model folders, and training runs that go on where they stopped.
+"""Training runs that go on where they stopped, and never cost a model that is there.
 
-A training folder holds the finished model, or, until it is finished, `checkpoint-N` folders of the
-trainer (weights, optimizer, scheduler, random states) and `training.json`, which says what is
-trained there: only a run with the same settings, input and source goes on from a checkpoint.
+A model is trained in a folder beside its own, `npr.training`: `checkpoint-N` folders of the trainer
+(weights, optimizer, scheduler, random states) and `training.json`, which says what is trained
+there; only a run with the same identity goes on from a checkpoint. When it has ended, the folder
+takes the model's name. A model that was there before is set aside, not deleted.
 """
 
 from __future__ import annotations
@@ -10,26 +11,28 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerState,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from npr_lib.engine.checkpoint import (
-    check_model,
-    check_precision,
-    load_checkpoint,
-    save_model,
-)
-from npr_lib.files import TRAINING, digest, source_digest, write_json
+from npr_lib.engine.checkpoint import check_model, check_precision, load_checkpoint, save_model
+from npr_lib.files import TRAINING, model_digest, set_aside, write_json
 from npr_lib.reasoning.trajectory import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """folder: the model's; work: where it is trained; resume: the trainer's last checkpoint there;
+    done: a run of the same identity has ended before."""
+
+    folder: Path
+    work: Path
+    resume: str | None = None
+    done: bool = False
 
 
 def load_trainable(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -39,41 +42,37 @@ def load_trainable(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokeniz
     return model, tokenizer
 
 
-def begin_training(folder: Path, source: Path, settings: Mapping[str, Any]) -> str | None:
-    """The trainer's last checkpoint in `folder` if it belongs to this very run; else an emptied
-    folder (which is said, where something was in it) and None.
+def begin_training(folder: Path, source: Path | None, identity: Mapping[str, Any]) -> Training:
+    """Where a training of this identity stands: done, begun, or to begin.
 
-    What a run is: `settings` (as JSON), the content of the model folder `source` and the source of
-    `npr_lib`. WorkbenchError if `source` is no model folder.
+    source: the model folder that it starts from, if any, a part of the identity. WorkbenchError if
+    that is no model folder.
     """
-    check_model(source)  # before anything is removed
-    identity = {
-        "settings": json.loads(json.dumps(settings, default=str)),
-        "source": digest(source),
-        "npr_lib": source_digest(),
-    }
+    every = json.loads(json.dumps(identity))
+    if source is not None:
+        check_model(source)
+        every["start"] = model_digest(source)
     with PartialState().main_process_first():  # the others find what it leaves
-        return _begin(folder, identity)
+        return _begin(folder, every)
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run that `begin_training` was asked for ended before; says so."""
-    done = (folder / "npr.json").exists()
-    if done:
+def _begin(folder: Path, identity: Mapping[str, Any]) -> Training:
+    if (folder / "npr.json").exists() and _read(folder) == identity:
         print(f"{folder} was trained before, with the same settings: nothing to do")
-    return done
+        return Training(folder, folder, done=True)
+    work = folder.with_name(f"{folder.name}.training")
+    if work.exists():
+        if _read(work) == identity:
+            return Training(folder, work, _last_checkpoint(work))
+        print(f"begun with other settings, input or source: set aside as {set_aside(work)}")
+    work.mkdir(parents=True)
+    write_json(work / TRAINING, identity)
+    return Training(folder, work)
 
 
-def _begin(folder: Path, identity: Mapping[str, Any]) -> str | None:
+def _read(folder: Path) -> Any:
     record = folder / TRAINING
-    if record.exists() and json.loads(record.read_text(encoding="utf-8")) == identity:
-        return _last_checkpoint(folder)
-    if folder.exists():
-        print(f"{folder} begins anew: what is there is of other settings, input or source")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    write_json(record, identity)
-    return None
+    return json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -103,14 +102,17 @@ def train(trainer: Trainer, resume: str | None) -> None:
     trainer.train(resume_from_checkpoint=resume)
 
 
-def save_checkpoint(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, mode: Mode
-) -> None:
-    """The finished model as a Hugging Face folder, and `npr.json` that says in which mode it was
-    trained. The trainer's own checkpoints are removed. The main process does it, the others wait.
-    """
+def finish_training(
+    training: Training, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mode: Mode
+) -> Path:
+    """Save the model under its own name; the trainer's checkpoints are removed. The main process
+    does it, the others wait. Returns the model's folder."""
     if PartialState().is_main_process:
-        save_model(model, tokenizer, folder, mode)
-        for path in folder.glob("checkpoint-*"):
+        save_model(model, tokenizer, training.work, mode)
+        for path in training.work.glob("checkpoint-*"):
             shutil.rmtree(path)
+        if training.folder.exists():
+            print(f"the {training.folder.name} of before: {set_aside(training.folder)}")
+        training.work.rename(training.folder)
     PartialState().wait_for_everyone()
+    return training.folder

@@ -7,19 +7,25 @@ token-mean loss, no KL, and dynamic sampling: groups whose rewards are all equal
 other problems, at most `resamples` times a step (what is left is logged as
 `zero_variance_groups`).
 
-    dapo.train(profile, run_dir, run_dir / "seed", seed=0)
+    dapo.train(stage)
+    dapo.train(stage, reward=reward, advantages=advantages)    # functions of one's own
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from npr_lib.engine import SamplingParams
-from npr_lib.rewards import stage1_reward
-from npr_lib.train.rollouts import RolloutSettings
-from npr_lib.train.stage import run_stage
+from npr_lib.identity import resolve
+from npr_lib.profiles.stage import Stage
+from npr_lib.tasks.problems import ProblemSet
+from npr_lib.train import papo, reinforce
+from npr_lib.train.rollout import Advantages, Reward
+from npr_lib.train.trainer import Recipe
 
+# What DAPO is in TRL's terms; a profile may not contradict it.
 DAPO: dict[str, Any] = {
     "loss_type": "dapo",
     "scale_rewards": "group",
@@ -28,20 +34,28 @@ DAPO: dict[str, Any] = {
     "num_iterations": 1,
     "beta": 0.0,
 }
+advantages = partial(papo.advantages, scale="group")
 
 
-def train(profile: dict[str, Any], run_dir: Path, input_checkpoint: Path, seed: int) -> Path:
-    """Train NPR-Zero from the seed (or an instruct model); returns the checkpoint's folder."""
-    section = profile["npr_zero"]
-    settings = RolloutSettings(
-        params=SamplingParams(**section["sampling"]),
-        mode="sequential",
-        reward=lambda r_f, r_a, _: stage1_reward(r_f, r_a),
-        resamples=section["resamples"],
-        max_flat=section["max_flat"],
-        max_logprob_gap=section["max_logprob_gap"],
+def train(
+    stage: Stage,
+    *,
+    reward: Reward | None = None,
+    advantages: Advantages | None = None,
+    problems: Mapping[str, ProblemSet] | None = None,
+) -> Path:
+    """Train NPR-Zero from the seed (or an instruct model); returns the checkpoint's folder.
+
+    Args:
+        reward, advantages, problems: in the place of those that the profile names.
+    """
+    section = stage.profile.npr_zero
+    recipe = Recipe(
+        section,
+        "sequential",
+        reward or resolve(section.reward),
+        advantages or resolve(section.advantages),
     )
-    fields = {**section["grpo"], **DAPO}
-    return run_stage(
-        profile, run_dir, "npr_zero", input_checkpoint, section, fields, settings, seed
-    )
+    fields = reinforce.fixed_fields("npr_zero", section, DAPO, "DAPO")
+    start = stage.checkpoint or stage.run_dir / "seed"
+    return reinforce.train(stage, "npr_zero", start, recipe, fields, problems)

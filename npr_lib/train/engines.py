@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from npr_lib.engine import Engine, EngineConfig, SGLangEngine, TorchEngine
 def rollout_engine(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    settings: Mapping[str, Any],
+    config: EngineConfig,
     checkpoint: Path,
 ) -> Iterator[Engine]:
     """An engine on the weights of this model, gone when the stage is over.
 
     checkpoint: the model's folder, from which SGLang starts; it gets the weights from the trainer.
     """
-    config = EngineConfig(**settings)
     if config.backend == "torch":
         yield TorchEngine(model, tokenizer, config)
         return

@@ -13,10 +13,10 @@ from npr_lib.progress import report_progress
 SHOWN = ("reward", "accuracy", "format", "eval_reward", "loss")
 
 
-def log_to(trainer: Trainer, folder: Path) -> None:
-    """Let a trainer log to `folder`/log.jsonl and as progress, instead of printing."""
+def log_to(trainer: Trainer, folder: Path, name: str) -> None:
+    """Let a trainer log to `folder`/log.jsonl and as progress of `name`, instead of printing."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(LogWriter(folder))
+    trainer.add_callback(LogWriter(folder, name))
 
 
 class LogWriter(TrainerCallback):
@@ -26,7 +26,8 @@ class LogWriter(TrainerCallback):
     a last line that was cut off.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
         self.path = folder / "log.jsonl"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -44,4 +45,4 @@ class LogWriter(TrainerCallback):
         with self.path.open("a") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
         shown = {name: logs[name] for name in SHOWN if name in logs}
-        report_progress(state.global_step, state.max_steps, part=self.path.parent.name, **shown)
+        report_progress(state.global_step, state.max_steps, part=self.name, **shown)

@@ -46,53 +46,70 @@ which `make report` has the time for.
 
 The sequential baseline SR is the same call with mode="sequential".
 
-    papo.train(profile, run_dir, run_dir / "npr_beta", seed=0)                      # NPR
-    papo.train(profile, run_dir, run_dir / "sr_beta", seed=0, mode="sequential")    # SR
+    papo.train(stage)                                          # NPR, from NPR-Beta
+    papo.train(stage, mode="sequential")                       # SR, from SR-Beta
+    papo.train(stage, reward=reward, advantages=advantages)    # functions of one's own
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
 from npr_lib import WorkbenchError
-from npr_lib.engine import SamplingParams
+from npr_lib.identity import resolve
+from npr_lib.profiles.sections import NPR
+from npr_lib.profiles.stage import Stage
 from npr_lib.reasoning.trajectory import Mode
-from npr_lib.rewards import Invalid, stage3_reward
-from npr_lib.train.rollouts import RolloutSettings
-from npr_lib.train.stage import run_stage
+from npr_lib.rewards import stage3_reward
+from npr_lib.tasks.problems import ProblemSet
+from npr_lib.train import reinforce
+from npr_lib.train.rollout import Advantages, Reward
+from npr_lib.train.trainer import Recipe
 
 Scale = Literal["batch", "group", "none"]
 
 
-def advantages(rewards: np.ndarray, group_size: int, scale: Scale = "batch") -> np.ndarray:
-    """The advantages above. rewards: float [B], in runs of `group_size`; nan marks a filtered
-    response, which is in no statistic and gets 0. Equal rewards (in the batch, in a group) and a
-    group of one kept response give 0.
+def advantages(rewards: Any, group_size: int, scale: Scale = "batch") -> np.ndarray:
+    """The advantages above, as the trainer uses them, in the precision of the rewards.
 
-    scale: what the difference to the group's mean is divided by (+ 1e-4): the sample std (n - 1)
-    of the batch or of the group, or nothing. Raises ValueError if B is not a multiple of
-    `group_size`, or for another scale.
+    Args:
+        rewards: float [B], in runs of `group_size`; nan marks a filtered response, which is in no
+            statistic and gets 0. Equal rewards (in the batch, in a group) and a group of one kept
+            response give 0.
+        scale: what the difference to the group's mean is divided by (+ 1e-4): the sample std
+            (n - 1) of the batch or of the group, or nothing.
+
+    Raises:
+        ValueError: B is not a multiple of `group_size`, or there is no such scale.
     """
     if scale not in get_args(Scale):
         raise ValueError(f"scale is one of {', '.join(get_args(Scale))}, not {scale!r}")
-    rewards = np.asarray(rewards, np.float64)
-    if rewards.ndim != 1 or len(rewards) % group_size:
-        raise ValueError(f"rewards of shape {rewards.shape} are not groups of {group_size}")
-    groups = rewards.reshape(-1, group_size)
-    kept = ~np.isnan(groups)
-    counts = kept.sum(axis=1, keepdims=True)
-    filled = np.where(kept, groups, 0.0)
-    centred = np.where(kept, groups - filled.sum(axis=1, keepdims=True) / np.maximum(counts, 1), 0)
+    rewards_B = torch.as_tensor(np.asarray(rewards))
+    if rewards_B.ndim != 1 or len(rewards_B) % group_size:
+        shape = tuple(rewards_B.shape)
+        raise ValueError(f"rewards of shape {shape} are not groups of {group_size}")
+    precise = rewards_B if rewards_B.is_floating_point() else rewards_B.double()
+    groups_NG = precise.view(-1, group_size)
+    centred_NG = groups_NG - groups_NG.nanmean(dim=1, keepdim=True)
     if scale == "group":
-        std = np.sqrt((centred**2).sum(axis=1, keepdims=True) / np.maximum(counts - 1, 1))
-        centred /= std + 1e-4
-    elif scale == "batch" and kept.sum() > 1:
-        centred /= groups[kept].std(ddof=1) + 1e-4
-    return centred.reshape(-1)
+        centred_NG = centred_NG / (_std(groups_NG) + 1e-4)
+    elif scale == "batch":
+        centred_NG = centred_NG / (_std(groups_NG.view(1, -1)) + 1e-4)
+    return centred_NG.nan_to_num(0.0).flatten().numpy()
+
+
+def _std(values_NG: torch.Tensor) -> torch.Tensor:
+    """[N, 1]: sample standard deviation of what is not nan in each row; nan for fewer than two."""
+    count = (~values_NG.isnan()).sum(dim=1, keepdim=True)
+    centred = values_NG - values_NG.nanmean(dim=1, keepdim=True)
+    variance = (centred**2).nanmean(dim=1, keepdim=True)
+    return (variance * torch.where(count > 1, count / (count - 1), torch.nan)).sqrt()
 
 
 # What PAPO is in TRL's terms; a profile may not contradict it.
@@ -104,19 +121,12 @@ PAPO: dict[str, Any] = {
 CLIPS: dict[str, dict[str, float]] = {"none": {}, "dapo": {"epsilon": 0.2, "epsilon_high": 0.28}}
 
 
-def grpo_fields(section: dict[str, Any]) -> dict[str, Any]:
-    """The GRPOConfig fields of a profile's section `npr`; WorkbenchError where they contradict."""
-    choices = {"clip": CLIPS, "advantage": get_args(Scale), "invalid": get_args(Invalid)}
-    for key, known in choices.items():
-        if section[key] not in known:
-            raise WorkbenchError(f"npr.{key} = {section[key]!r}; it is one of {', '.join(known)}")
-    fixed = {**PAPO, **CLIPS[section["clip"]], "scale_rewards": section["advantage"]}
-    for key, value in section["grpo"].items():
-        if fixed.get(key, value) != value:
-            raise WorkbenchError(f"npr.grpo.{key} = {value}: PAPO has {key} = {fixed[key]}")
-    fields = {**section["grpo"], **fixed}
+def grpo_fields(section: NPR) -> dict[str, Any]:
+    """The GRPOConfig fields of the section `npr`; WorkbenchError where they contradict."""
+    fixed = {**PAPO, **CLIPS[section.clip], "scale_rewards": section.advantage}
+    fields = reinforce.fixed_fields("npr", section, fixed, "PAPO")
     steps = fields.get("gradient_accumulation_steps", 1)
-    if section["clip"] == "none" and fields.get("steps_per_generation", steps) != steps:
+    if section.clip == "none" and fields.get("steps_per_generation", steps) != steps:
         raise WorkbenchError(
             "npr.grpo.steps_per_generation: PAPO makes one step a rollout batch (several need the "
             "ratio to the old policy: npr.clip=dapo)"
@@ -124,24 +134,40 @@ def grpo_fields(section: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def reward_of(section: NPR) -> Reward:
+    """The reward that a profile names; the stage's own with `invalid` and `span_bonus`."""
+    named = resolve(section.reward)
+    if named is not stage3_reward:
+        return named
+    return partial(named, invalid=section.invalid, span_bonus=section.span_bonus)
+
+
+def advantages_of(section: NPR) -> Advantages:
+    """The advantages that a profile names; PAPO's own at the scale `advantage`."""
+    named = resolve(section.advantages)
+    return partial(named, scale=section.advantage) if named is advantages else named
+
+
 def train(
-    profile: dict[str, Any],
-    run_dir: Path,
-    input_checkpoint: Path,
-    seed: int,
+    stage: Stage,
     mode: Mode = "parallel",
+    *,
+    reward: Reward | None = None,
+    advantages: Advantages | None = None,
+    problems: Mapping[str, ProblemSet] | None = None,
 ) -> Path:
-    """Train NPR from NPR-Beta (or SR from SR-Beta); returns the checkpoint's folder."""
-    section = profile["npr"]
-    settings = RolloutSettings(
-        params=SamplingParams(**section["sampling"]),
-        mode=mode,
-        reward=partial(stage3_reward, invalid=section["invalid"], span_bonus=section["span_bonus"]),
-        engine_tokens=section["engine_tokens"],
-        min_kept=section["min_kept"],
-        max_flat=section["max_flat"],
-        max_logprob_gap=section["max_logprob_gap"],
+    """Train NPR from NPR-Beta (or SR from SR-Beta); returns the checkpoint's folder.
+
+    Args:
+        stage: NPR starts from its checkpoint (None: npr_beta), SR from sr_beta in its run.
+        reward, advantages, problems: in the place of those that the profile names.
+    """
+    section = stage.profile.npr
+    recipe = Recipe(
+        section, mode, reward or reward_of(section), advantages or advantages_of(section)
     )
-    name = "npr" if mode == "parallel" else "sr"
-    fields = grpo_fields(section)
-    return run_stage(profile, run_dir, name, input_checkpoint, section, fields, settings, seed)
+    if mode == "parallel":
+        name, start = "npr", stage.checkpoint or stage.run_dir / "npr_beta"
+    else:
+        name, start = "sr", stage.run_dir / "sr_beta"
+    return reinforce.train(stage, name, start, recipe, grpo_fields(section), problems)

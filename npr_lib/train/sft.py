@@ -6,14 +6,14 @@ sample (the engine writes `<step>`, "i:" and `<takeaway>`). SR-Beta, the sequent
 the same data, order and steps with a causal mask, and a loss on every completion token, since it
 must write those itself.
 
-    sft.train(profile, run_dir, run_dir / "seed", seed=0)                       # NPR-Beta
-    sft.train(profile, run_dir, run_dir / "seed", seed=0, mode="sequential")    # SR-Beta
+    sft.train(stage)                       # NPR-Beta
+    sft.train(stage, mode="sequential")    # SR-Beta
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +25,27 @@ from trl import SFTConfig, SFTTrainer
 
 from npr_lib import WorkbenchError
 from npr_lib.engine.attention import use_npr_attention
-from npr_lib.files import digest
+from npr_lib.identity import closure, fingerprint
+from npr_lib.profiles.stage import Stage
 from npr_lib.reasoning.layout import Layout, causal_layout, layout, sampled_tokens, stack_layouts
 from npr_lib.reasoning.schema import parse_unlimited
-from npr_lib.reasoning.tokens import TagIds, add_tag_tokens, encode, render_ids
+from npr_lib.reasoning.tokens import TagIds, add_tag_tokens, render_ids
 from npr_lib.reasoning.trajectory import Mode
 from npr_lib.train import checkpoints
-from npr_lib.train.checkpoints import begin_training, finished, load_trainable, save_checkpoint
+from npr_lib.train.checkpoints import begin_training, finish_training, load_trainable
 from npr_lib.train.logs import log_to
-from npr_lib.train.stage import DEFAULTS
+from npr_lib.train.reinforce import DEFAULTS
 
 
 def example(
-    prompt: str, response: str, tokenizer: PreTrainedTokenizerBase, mode: Mode
+    prompt_ids: Sequence[int], response: str, tokenizer: PreTrainedTokenizerBase, mode: Mode
 ) -> dict[str, Any]:
     """Token ids and labels (-100: no loss) of one valid response, rendered canonically.
 
     Valid but for the limits of `parse`, which the engine that wrote it may have had wider; else
     ValueError.
     """
-    prompt_ids = encode(prompt, tokenizer)
+    prompt_ids = [int(i) for i in prompt_ids]
     completion_ids = [*render_ids(parse_unlimited(response), tokenizer), tokenizer.eos_token_id]
     ids = prompt_ids + completion_ids
     sampled = [True] * len(completion_ids)
@@ -88,42 +89,39 @@ def _pad(rows: Sequence[Sequence[int]], value: int, width: int) -> torch.Tensor:
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
-def train(
-    profile: dict[str, Any],
-    run_dir: Path,
-    input_checkpoint: Path,
-    seed: int,
-    mode: Mode = "parallel",
-) -> Path:
+def train(stage: Stage, mode: Mode = "parallel") -> Path:
     """Train NPR-Beta (or SR-Beta) from the original model on run_dir / "rejection.parquet".
 
     Returns the checkpoint's folder. WorkbenchError if the data are missing.
     """
-    data = Path(run_dir) / "rejection.parquet"
+    data, start = stage.run_dir / "rejection.parquet", stage.run_dir / "seed"
     if not data.exists():
         raise WorkbenchError(f"{data} does not exist: run rejection sampling (stage 2) first")
-    frame = pd.read_parquet(data)
-    folder = Path(run_dir) / ("npr_beta" if mode == "parallel" else "sr_beta")
-    identity = {"sft": profile["sft"], "data": digest(data), "mode": mode, "seed": seed}
-    resume = begin_training(folder, input_checkpoint, identity)
-    if finished(folder):
+    settings, frame = stage.profile.sft, pd.read_parquet(data)
+    rows = list(zip(frame["prompt_ids"], frame["text"], strict=True))
+    identity = {
+        "sft": asdict(settings),
+        "rows": fingerprint([[list(map(int, ids)), text] for ids, text in rows]),
+        "mode": mode,
+        "seed": stage.seed,
+        "code": closure(__name__),
+    }
+    folder = stage.run_dir / ("npr_beta" if mode == "parallel" else "sr_beta")
+    training = begin_training(folder, start, identity)
+    if training.done:
         return folder
-    model, tokenizer = load_trainable(input_checkpoint)
+    model, tokenizer = load_trainable(start)
     tags = add_tag_tokens(model, tokenizer)
     use_npr_attention(model)
-    prompts = [tokenizer.decode(ids) for ids in frame["prompt_ids"]]
-    examples = [
-        example(prompt, text, tokenizer, mode)
-        for prompt, text in zip(prompts, frame["text"], strict=True)
-    ]
+    examples = [example(prompt_ids, text, tokenizer, mode) for prompt_ids, text in rows]
     args = SFTConfig(
         **{
             **DEFAULTS,
             "lr_scheduler_type": "cosine",
             "save_steps": 100,
-            **profile["sft"]["trl"],
-            "output_dir": str(folder),
-            "seed": seed,
+            **settings.trl,
+            "output_dir": str(training.work),
+            "seed": stage.seed,
             "max_length": None,
             "dataset_kwargs": {"skip_prepare_dataset": True},
             "remove_unused_columns": False,
@@ -136,7 +134,6 @@ def train(
         train_dataset=Dataset.from_list(examples),
         data_collator=Collator(tokenizer.pad_token_id, tags, mode),
     )
-    log_to(trainer, folder)
-    checkpoints.train(trainer, resume)
-    save_checkpoint(model, tokenizer, folder, mode)
-    return folder
+    log_to(trainer, training.work, folder.name)
+    checkpoints.train(trainer, training.resume)
+    return finish_training(training, model, tokenizer, mode)

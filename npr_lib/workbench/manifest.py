@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from npr_lib.files import write_json
+from npr_lib.workbench.notebook import Notebook
 
 PACKAGES = (
     "npr-workbench",
@@ -50,6 +51,26 @@ def read(run_dir: Path) -> dict:
 
 def write(run_dir: Path, manifest: dict) -> None:
     write_json(run_dir / "manifest.json", manifest)
+
+
+def record(run_dir: Path, notebook: Notebook, status: str, seconds: float | None = None) -> None:
+    """Note the start ("running") or the end of a stage in the manifest.
+
+    `runs` holds every attempt; a run that was killed leaves one without an end. `inputs` and
+    `outputs` say which stages depend on which.
+    """
+    described = read(run_dir)
+    entry = described.setdefault("stages", {}).setdefault(notebook.name, {"runs": []})
+    if status == "running":
+        commit = described["git"]["commit"]
+        entry["runs"].append({"status": status, "start": now(), "commit": commit})
+    else:
+        begun = datetime.fromisoformat(entry["runs"][-1]["start"])
+        took = (datetime.now(UTC) - begun).total_seconds() if seconds is None else seconds
+        entry["runs"][-1] |= {"status": status, "end": now(), "seconds": round(took, 1)}
+    said = {"title": notebook.title, "inputs": notebook.inputs, "outputs": notebook.outputs}
+    entry |= {"end": None, "seconds": None} | entry["runs"][-1] | said
+    write(run_dir, described)
 
 
 def describe(root: Path, run: str, profile: str, parameters: dict, seeds: dict) -> dict:

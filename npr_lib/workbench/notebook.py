@@ -1,111 +1,75 @@
-"""Executing one notebook: this interpreter as its kernel, and errors a person can read."""
+"""Notebooks are stages: what one says of itself.
+
+A stage is a notebook whose metadata hold, under `npr`:
+
+    title        what the report calls it
+    inputs       paths in the run's folder that it starts from (patterns: rollouts/eval_*.parquet)
+    outputs      paths that it makes
+    sections     of the profile that it reads; any other is out of its sight
+    checkpoint   the input that `input_checkpoint` stands for, if it starts from a model
+    run          false: only when asked for (`papermill`), never by a run
+    lock         false: it only looks, and may stay open beside a run
+
+Every notebook of this kind in the folder takes part in a run, in the order of the names, as do
+those that a profile names in `notebooks`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-import papermill
-from nbclient.exceptions import DeadKernelError
-
 from npr_lib import WorkbenchError
-from npr_lib.files import PACKAGE
-from npr_lib.progress import VARIABLE
-
-KERNEL_START_SECONDS = 120
+from npr_lib.profiles.sections import Profile
 
 
-class StageError(WorkbenchError):
-    """A stage's notebook failed; the message names the cell, the exception and the notebook."""
+@dataclass(frozen=True, slots=True)
+class Notebook:
+    """A stage as its notebook describes it; paths are relative to the run's folder."""
+
+    path: Path
+    title: str = ""
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
+    checkpoint: str | None = None
+    run: bool = True
+    lock: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
 
 
-def prepare(source: Path, output: Path, parameters: dict) -> None:
-    """Copy a notebook with parameters set, without executing it."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(
-        str(source), str(output), parameters, prepare_only=True, progress_bar=False
-    )
-
-
-def execute(source: Path, output: Path, parameters: dict, cwd: Path, what: str) -> None:
-    """papermill, with its errors in a line.
+def read_notebook(path: Path) -> Notebook | None:
+    """What a notebook says of itself; None if it is no stage.
 
     Raises:
-        StageError: a cell raised, or the kernel died.
+        WorkbenchError: what it says can't be understood.
     """
-    # Relative paths, since papermill writes them into the notebook, which may be published.
-    paths = [os.path.relpath(path) for path in (source, output)]
     try:
-        papermill.execute_notebook(
-            *paths,
-            parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            start_timeout=KERNEL_START_SECONDS,
-            cwd=str(cwd),
-            coalesce_streams=True,
+        said = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("npr")
+    except (OSError, ValueError, KeyError) as error:
+        raise WorkbenchError(f"{path} is not a notebook: {error}") from error
+    if said is None:
+        return None
+    known = {field.name for field in dataclasses.fields(Notebook)} - {"path"}
+    if unknown := sorted(set(said) - known):
+        raise WorkbenchError(
+            f"{path}: metadata.npr has {', '.join(unknown)}; known: {sorted(known)}"
         )
-    except papermill.PapermillExecutionError as error:
-        cell = next((line for line in error.source.splitlines() if line.strip()), "")
-        raise StageError(
-            f"{what} failed in cell {error.cell_index + 1} ({cell.strip()}): "
-            f"{error.ename}: {error.evalue}\n  output notebook: {output}"
-        ) from error
-    except DeadKernelError as error:
-        raise StageError(
-            f"{what} failed: its process died (out of memory, or killed)\n"
-            f"  output notebook: {output}"
-        ) from error
+    sections = {field.name for field in dataclasses.fields(Profile)}
+    if unknown := sorted(set(said.get("sections", ())) - sections):
+        raise WorkbenchError(f"{path}: a profile has no section {', '.join(unknown)}")
+    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
+    return Notebook(path, **lists)
 
 
-@contextmanager
-def kernel(folder: Path, events: Path | None = None) -> Iterator[None]:
-    """While the block runs, the kernel `python3` is this interpreter, whatever is installed.
-
-    Args:
-        folder: for the kernel's specification and IPython's files: nothing in the home
-            directory (kernels, start-up scripts, history) plays a part.
-        events: the file that `report_progress` writes.
-    """
-    spec = {
-        "argv": [
-            *(sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"),
-            "--log-level=CRITICAL",
-        ],
-        "display_name": "NPR Workbench",
-        "language": "python",
-        "env": {
-            # this very npr_lib, installed or not
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
-            ),
-            "IPYTHONDIR": str((folder / "ipython").resolve()),
-            # idle OpenMP threads that spin for long take the cores from those that work; a little
-            # of it saves waking them
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000"),
-            # figures as data: the page has plotly's script once
-            "PLOTLY_RENDERER": "plotly_mimetype",
-            # progress is told to the pipeline, not drawn into the notebook
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONWARNINGS": "ignore:IProgress not found",
-        },
-    }
-    if events is not None:
-        spec["env"][VARIABLE] = str(events.resolve())
-    path = folder / "kernels" / "python3" / "kernel.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(spec, indent=2), encoding="utf-8")
-    before = os.environ.get("JUPYTER_PATH")
-    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(folder.resolve()), before]))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["JUPYTER_PATH"]
-        else:
-            os.environ["JUPYTER_PATH"] = before
+def read_notebooks(folder: Path, more: Iterable[str] = ()) -> list[Notebook]:
+    """Every stage of a folder, and of the paths in `more`, in the order of their names."""
+    paths = {path.stem: path for path in [*folder.glob("*.ipynb"), *map(Path, more)]}
+    found = (read_notebook(paths[name]) for name in sorted(paths))
+    return [notebook for notebook in found if notebook is not None]

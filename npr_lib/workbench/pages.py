@@ -24,8 +24,9 @@ from pygments.formatters import HtmlFormatter
 
 from npr_lib.files import PACKAGE
 from npr_lib.workbench import manifest as record
+from npr_lib.workbench.notebook import read_notebooks
 from npr_lib.workbench.progress import duration
-from npr_lib.workbench.stages import ON_REQUEST
+from npr_lib.workbench.stages import NOTEBOOKS
 
 FIGURE = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -204,7 +205,7 @@ def write_index(run_dir: Path) -> Path:
     if (run_dir / EXPLORE).exists():
         parts.append(f'<p><a href="{EXPLORE}">Explore the responses</a> one by one.</p>')
     parts += ["<h2>Stages</h2>", _stages(run, run_dir)]
-    pages = [f"html/{stage.name}.html" for stage in ON_REQUEST]
+    pages = [f"html/{stage.name}.html" for stage in read_notebooks(NOTEBOOKS) if not stage.run]
     links = [f'<a href="{path}">{path}</a>' for path in pages if (run_dir / path).exists()]
     parts += [f"<p>On request: {link}.</p>" for link in links]
     parts += ["<h2>Manifest</h2>", _facts(run)]

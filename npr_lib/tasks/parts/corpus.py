@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from npr_lib.tasks.parts.settings import Corpus
 from npr_lib.tasks.parts.task import Parts, parent, ready, values
 from npr_lib.tasks.problems import build_prompt, load_problems
 
@@ -51,39 +52,38 @@ class Document:
         return "".join(text for text, _ in self.pieces)
 
 
-def corpus(profile: Mapping[str, Any], seed: int) -> Iterator[Document]:
-    """Documents without end, over training problems only; a function of (profile, seed). None for
-    a model that exists already.
+def corpus(
+    settings: Corpus, problems: Mapping[str, Any], prompt: str, seed: int
+) -> Iterator[Document]:
+    """Documents without end, over training problems only; a function of its arguments.
 
-    `profile["seed"]["corpus"]` holds the shares of `KINDS`, the chances named above, and
-    `problems` (how many are drawn from).
+    Args:
+        problems: a profile's section; of kind "parts", else ValueError.
+        prompt: the template.
     """
-    if "path" in profile["model"]:
-        return
-    spec = profile["seed"]["corpus"]
-    if profile["problems"]["kind"] != "parts":
+    if problems.get("kind") != "parts":
         raise ValueError("the seed corpus is written for problems of kind 'parts' only")
-    problems = load_problems(profile["problems"] | {"train": spec["problems"]}, "train", seed)
-    prompts = [build_prompt(problem, profile["prompt"]) for problem in problems]
+    chosen = load_problems({**problems, "train": settings.problems}, "train", seed)
+    prompts = [build_prompt(problem, prompt) for problem in chosen]
     draw = random.Random(seed)
-    shares = [spec[kind] for kind in KINDS]
+    shares = [getattr(settings, kind) for kind in KINDS]
     while True:
-        i = draw.randrange(len(problems))
+        i = draw.randrange(len(chosen))
         kind = draw.choices(KINDS, shares)[0]
-        parts = problems[i].meta["parts"]
+        parts = chosen[i].meta["parts"]
         if kind == "drill":
-            pieces = _drill(parts, plan_blocks(parts, 0.0, 0.8, draw), spec["careless"], draw)
+            pieces = _drill(parts, plan_blocks(parts, 0.0, 0.8, draw), settings.careless, draw)
         else:
-            wide = 0.5 if kind == "valid" else spec["wide"]
-            blocks = plan_blocks(parts, wide, spec["split"], draw)
+            wide = 0.5 if kind == "valid" else settings.wide
+            blocks = plan_blocks(parts, wide, settings.split, draw)
             if kind == "malformed":
                 alone = all(len(plans) == 1 for plans in blocks)
                 names = [k for k in MALFORMATIONS if not (alone and k in NEED_TWO_STEPS)]
                 kind = draw.choice(names)
-            response = _response(kind, parts, blocks, spec["careless"], draw)
+            response = _response(kind, parts, blocks, settings.careless, draw)
             pieces = ((response, True),)
             if kind == "valid" and (first := len(ready(parts, set()))) < len(parts):
-                chance = spec["wide"] if len(blocks) == 1 else 1 - spec["wide"]
+                chance = settings.wide if len(blocks) == 1 else 1 - settings.wide
                 pieces = _decided(response, first, draw.random() < chance)
         yield Document(prompts[i], pieces, kind)
 

@@ -15,6 +15,7 @@ A response is put into one of `KINDS` by its plans alone, whatever its steps com
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -26,9 +27,9 @@ from npr_lib.tasks.parts.task import Parts, levels, parent, read, ready
 KINDS = ("divided", "shared", "blind", "broken")
 
 
-def applies(profile: dict[str, Any]) -> bool:
-    """Whether a profile's problems can be read this way."""
-    return profile["problems"]["kind"] == "parts"
+def applies(problems: Mapping[str, Any]) -> bool:
+    """Whether the problems of a profile can be read this way."""
+    return problems.get("kind") == "parts"
 
 
 class Division(NamedTuple):

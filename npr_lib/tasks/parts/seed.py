@@ -21,47 +21,45 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedTokenizerBase,
     Qwen3Config,
     Qwen3ForCausalLM,
     set_seed,
 )
 
-from npr_lib import WorkbenchError
-from npr_lib.engine.checkpoint import check_precision, save_model
 from npr_lib.progress import report_progress
 from npr_lib.reasoning.tokens import encode
-from npr_lib.tasks.parts.corpus import Document, corpus
+from npr_lib.tasks.parts.corpus import Document
+from npr_lib.tasks.parts.settings import Seed
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 
 IGNORE = -100  # label of a token without loss
 
 
-def train(profile: Mapping[str, Any], run_dir: str | Path, seed: int) -> Path:
-    """Pretrain the seed model; returns `run_dir/"seed"`, a Hugging Face folder with `log.jsonl`.
+def train(
+    settings: Seed,
+    model_fields: Mapping[str, Any],
+    documents: Iterator[Document],
+    folder: Path,
+    seed: int,
+) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerBase]:
+    """Pretrain the seed model; `folder` gets its `log.jsonl`.
 
-    A profile whose `model` section has a `path` starts from that model instead (see `adopt`).
-    Otherwise `profile["model"]` holds `Qwen3Config` fields, `profile["seed"]` `steps`, `batch`
-    (documents), `muon` and `adamw` (their optimizers' arguments), `warmup` (a share of the steps),
-    `log_every` and `corpus`.
+    Args:
+        model_fields: of Qwen3Config.
+        documents: without end, what it reads.
     """
-    spec, folder = profile.get("seed"), Path(run_dir) / "seed"
-    folder.mkdir(parents=True, exist_ok=True)
-    if "path" in profile["model"]:
-        return adopt(profile["model"], folder)
     set_seed(seed)
     tokenizer = tiny_tokenizer()
-    model = build_model(profile["model"], tokenizer)
-    optimizers = _optimizers(model, spec)
+    model = build_model(model_fields, tokenizer)
+    optimizers = _optimizers(model, settings)
     peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
     model.train()
     start, tokens = time.perf_counter(), 0
     with (folder / "log.jsonl").open("w") as log:
-        batches = _batches(profile, tokenizer, seed)
+        batches = _batches(settings, documents, tokenizer, seed)
         for step, (ids_BT, labels_BT) in enumerate(batches, start=1):
-            rate = _rate(step, spec["steps"], spec["warmup"])
+            rate = _rate(step, settings.steps, settings.warmup)
             for optimizer, lrs in zip(optimizers, peaks, strict=True):
                 for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                     group["lr"] = rate * lr
@@ -72,42 +70,14 @@ def train(profile: Mapping[str, Any], run_dir: str | Path, seed: int) -> Path:
                 optimizer.step()
                 optimizer.zero_grad()
             tokens += ids_BT.numel()
-            if step % spec["log_every"] == 0 or step == spec["steps"]:
+            if step % settings.log_every == 0 or step == settings.steps:
                 speed = tokens / (time.perf_counter() - start)
                 row = {"loss": loss.item(), "learning_rate": rate, "tokens_per_second": speed}
-                report_progress(step, spec["steps"], **row)
+                report_progress(step, settings.steps, **row)
                 log.write(json.dumps({"step": step, "num_tokens": tokens, **row}) + "\n")
                 log.flush()
     model.eval()
-    save_model(model, tokenizer, folder, "sequential")
-    return folder
-
-
-def adopt(fields: Mapping[str, Any], folder: Path) -> Path:
-    """Save an existing causal LM and its tokenizer as the seed, its weights in float32.
-
-    `fields["path"]`: a Hugging Face folder or hub id; further fields go to `from_pretrained`
-    (`gguf_file`, ...). WorkbenchError if it can't be loaded, or in a `dtype` too narrow to train.
-    Its tags are ordinary text until stage 2 makes them tokens. Whatever it was trained for, as the
-    seed it decodes sequentially.
-    """
-    path, options = fields["path"], {k: v for k, v in fields.items() if k != "path"}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, **{k: v for k, v in options.items() if k == "gguf_file"}
-        )
-        # by default it would be loaded as it is stored, mostly in bfloat16
-        model = AutoModelForCausalLM.from_pretrained(path, **{"dtype": "float32", **options})
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise WorkbenchError(f"model.path = {path} can't be loaded: {reason}") from error
-    check_precision(model, f"model.path = {path}")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    # stage 1 rolls out sequentially, so that is how its starting point is measured
-    save_model(model, tokenizer, folder, "sequential")
-    (folder / "log.jsonl").write_text("")
-    return folder
+    return model, tokenizer
 
 
 def build_model(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
@@ -161,11 +131,11 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return wide.mT if matrices.shape[1] > matrices.shape[2] else wide
 
 
-def _optimizers(model: Qwen3ForCausalLM, spec: Mapping[str, Any]) -> list[torch.optim.Optimizer]:
+def _optimizers(model: Qwen3ForCausalLM, settings: Seed) -> list[torch.optim.Optimizer]:
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    return [Muon(matrices, **spec["muon"]), torch.optim.AdamW(others, **spec["adamw"])]
+    return [Muon(matrices, **settings.muon), torch.optim.AdamW(others, **settings.adamw)]
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:
@@ -174,16 +144,18 @@ def _rate(step: int, steps: int, warmup: float) -> float:
 
 
 def _batches(
-    profile: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int
+    settings: Seed,
+    documents: Iterator[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """`steps` batches (ids [B, T], labels [B, T]), right-padded; B documents of like length.
 
     Documents are sorted by length within pools of 8 batches, whose order is then shuffled, so
     that little is padding.
     """
-    spec = profile["seed"]
-    documents, draw = corpus(profile, seed), random.Random(seed)
-    batch, left = spec["batch"], spec["steps"]
+    draw = random.Random(seed)
+    batch, left = settings.batch, settings.steps
     while left:
         count = min(8, left)
         pool = [_encode(next(documents), tokenizer) for _ in range(count * batch)]

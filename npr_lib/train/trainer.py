@@ -5,7 +5,8 @@ What it changes in TRL's trainer, and why:
 - `rollout_func`: completions come from the engine, which decodes with the very weights that are
   being trained. Rewards are computed here, on trajectories, so that groups without any variance
   can be replaced before anything is trained on (dynamic sampling).
-- `_generate_and_score_completions`: adds each row's layout and the engine's logprobs to the batch.
+- `_generate_and_score_completions`: adds each row's layout and the engine's logprobs to the batch,
+  and puts the recipe's advantages in the place of TRL's.
 - `_compute_loss`: remembers the micro-batch for
 - `_get_per_token_logps_and_entropies`: the one call of the model. Positions and visibility come
   from the layout the engine executed; a logprob that differs from the engine's stops the run.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,21 +31,19 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 from npr_lib import WorkbenchError
-from npr_lib.engine import SamplingParams, TorchEngine
+from npr_lib.engine import TorchEngine
 from npr_lib.engine.sampling import mix
+from npr_lib.profiles.sections import Reinforcement
 from npr_lib.reasoning.layout import BatchLayout, stack_layouts
 from npr_lib.reasoning.schema import TAGS
-from npr_lib.reasoning.trajectory import Mode, Trajectory, write_rollouts
-from npr_lib.rewards import format_reward
-from npr_lib.tasks.problems import Problem, ProblemSet, build_prompt
+from npr_lib.reasoning.trajectory import Mode
+from npr_lib.tasks.problems import ProblemSet, build_prompt
 from npr_lib.train.order import EpochOrder
+from npr_lib.train.rollout import Advantages, Reward, Rollout, score, to_table
 
 # `rollout_func` may change with TRL's next minor version, which pyproject.toml therefore excludes.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-# (format reward, accuracy reward, span / work) -> reward; nan: keep the response out of loss and
-# statistics
-RewardRule = Callable[[float, float, float], float]
 CHUNKS = 4  # of a micro-batch, by length: rows of like length need little padding
 LAYOUT_FIELDS = ("position_ids", "hidden", "start", "end")
 
@@ -53,37 +52,19 @@ class TrainingStoppedError(WorkbenchError):
     """A training run that can't go on honestly: format collapse, or trainer and engine differ."""
 
 
-@dataclass(slots=True)
-class Rollout:
-    """A trajectory with its problem and what it earned."""
-
-    trajectory: Trajectory
-    problem: Problem
-    format_reward: float
-    accuracy_reward: float
-    reward: float
-
-
 @dataclass(frozen=True, slots=True)
-class RolloutSettings:
-    """How a stage rolls out: sampling, decoding mode, reward, what is in the loss, safety nets.
+class Recipe:
+    """How a stage learns: the profile's section, how it decodes, what a response earns and what
+    that is worth beside the others of its batch.
 
-    resamples: how often groups whose rewards are all equal are replaced by other problems
-        (DAPO's dynamic sampling; 0: never). engine_tokens: whether tokens the engine wrote are in
-        the loss too.
-    Training stops when the share of valid responses falls below min_kept, when so many rollout
-        batches in a row (max_flat) had no group with different rewards, and when a logprob of the
-        trainer is further than max_logprob_gap from the engine's.
+    advantages: (rewards float32 [B] in runs of the group's size, that size) -> [B]; a reward of nan
+        is a response that was filtered, whose advantage is taken for 0 whatever it gives.
     """
 
-    params: SamplingParams
+    section: Reinforcement
     mode: Mode
-    reward: RewardRule
-    resamples: int = 0
-    engine_tokens: bool = False
-    min_kept: float = 0.0
-    max_flat: int = 3
-    max_logprob_gap: float = 1e-3
+    reward: Reward
+    advantages: Advantages
 
 
 class RolloutTrainer(GRPOTrainer):
@@ -102,12 +83,13 @@ class RolloutTrainer(GRPOTrainer):
         problems: ProblemSet,
         validation: ProblemSet,
         template: str,
-        settings: RolloutSettings,
+        recipe: Recipe,
     ) -> None:
         self.engine = engine
         self.problems = problems
         self.validation = validation
-        self.settings = settings
+        self.recipe = recipe
+        self.settings = recipe.section
         self.template = template
         vocabulary = tokenizer.get_vocab()  # in stage 1 of a pretrained model tags are no tokens
         self.tag_ids = torch.tensor([vocabulary[tag] for tag in TAGS if tag in vocabulary])
@@ -146,30 +128,22 @@ class RolloutTrainer(GRPOTrainer):
         return [rollout for group in groups for rollout in group]
 
     def _groups(self, prompts: Sequence[str], attempt: int) -> list[list[Rollout]]:
-        size, settings = self.num_generations, self.settings
+        size = self.num_generations
         seed = mix(self.args.seed, self.state.global_step, attempt)
-        params = replace(settings.params, seed=seed)
-        trajectories = self.engine.generate(prompts, params, n=size, mode=settings.mode)
-        groups = []
-        for i, prompt in enumerate(prompts):
-            group = trajectories[i * size : (i + 1) * size]
-            groups.append([self._score(t, self.problem_of[prompt]) for t in group])
-        return groups
-
-    def _score(self, trajectory: Trajectory, problem: Problem) -> Rollout:
-        r_f = format_reward(trajectory.graph)
-        r_a = 1.0 if self.problems.verify(trajectory.graph.boxed, problem) else -1.0
-        reward = self.settings.reward(r_f, r_a, trajectory.span / trajectory.work)
-        return Rollout(trajectory, problem, r_f, r_a, reward)
+        params = replace(self.settings.sampling, seed=seed)
+        trajectories = self.engine.generate(prompts, params, n=size, mode=self.recipe.mode)
+        asked = [self.problem_of[prompt] for prompt in prompts for _ in range(size)]
+        scored = score(trajectories, asked, self.problems, self.recipe.reward)
+        return [scored[i : i + size] for i in range(0, len(scored), size)]
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """One sampled response to every validation problem, the same draws each time: mean reward
         (a filtered response counts as -1), accuracy, format pass, work and span."""
         self.engine.weights_changed()
         prompts = [build_prompt(p, self.template, self.processing_class) for p in self.validation]
-        params = replace(self.settings.params, seed=self.args.seed)
-        trajectories = self.engine.generate(prompts, params, mode=self.settings.mode)
-        scored = [self._score(*pair) for pair in zip(trajectories, self.validation, strict=True)]
+        params = replace(self.settings.sampling, seed=self.args.seed)
+        trajectories = self.engine.generate(prompts, params, mode=self.recipe.mode)
+        scored = score(trajectories, self.validation, self.validation, self.recipe.reward)
         rewards = np.nan_to_num([rollout.reward for rollout in scored], nan=-1.0)
         figures = {"reward": float(rewards.mean()), **summarize(scored)}
         metrics = {f"eval_{name}": value for name, value in figures.items()}
@@ -187,7 +161,7 @@ class RolloutTrainer(GRPOTrainer):
         self._log_metric("zero_variance_groups", float(np.mean(flat)))
         for name, value in summarize(batch).items():
             self._log_metric(name, value)
-        self._log_metric("off_policy", float(not self.settings.params.on_policy))
+        self._log_metric("off_policy", float(not self.settings.sampling.on_policy))
 
     def _check(self, batch: Sequence[Rollout]) -> None:
         """TrainingStoppedError when training can't go on: too few responses are valid, or rollouts
@@ -213,7 +187,7 @@ class RolloutTrainer(GRPOTrainer):
         folder = self.args.output_dir
         if (last := get_last_checkpoint(folder)) is None:
             return "There is no checkpoint yet"
-        return f"{last} is kept; training into {folder} with other settings removes it"
+        return f"{last} is kept; training with other settings sets it aside"
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> EpochOrder:
         return EpochOrder(super()._get_train_sampler(dataset), self)
@@ -224,11 +198,26 @@ class RolloutTrainer(GRPOTrainer):
         widths = output["prompt_ids"].shape[1], output["completion_ids"].shape[1]
         output |= self._engine_tensors(*widths)
         batch = gather_object(self._batch)
-        advantages = self.accelerator.gather(output["advantages"]).tolist()
+        advantages_B = self._advantages(batch)
+        first = self.accelerator.process_index * len(self._batch)
+        output["advantages"] = advantages_B[first : first + len(self._batch)]
         if self.accelerator.is_main_process:
-            self._record(batch, advantages)
+            self._record(batch, advantages_B.tolist())
         self._check(batch)
         return output
+
+    def _advantages(self, batch: Sequence[Rollout]) -> torch.Tensor:
+        """float32 [B] over all processes, by the recipe, in the place of TRL's own."""
+        rewards_B = np.array([rollout.reward for rollout in batch], np.float32)
+        found = np.asarray(self.recipe.advantages(rewards_B, self.num_generations), np.float32)
+        if found.shape != rewards_B.shape:
+            raise WorkbenchError(
+                f"advantages gave shape {found.shape} for {len(rewards_B)} rewards: one a response"
+            )
+        found = np.where(np.isnan(rewards_B), np.float32(0), found)
+        if not np.isfinite(found).all():
+            raise WorkbenchError(f"advantages of {rewards_B.tolist()} are not all finite")
+        return torch.from_numpy(found).to(self.accelerator.device)
 
     def _engine_tensors(self, prompt_width: int, width: int) -> dict[str, torch.Tensor]:
         """The layouts and logprobs of the batch, padded as TRL pads: prompts on the left."""
@@ -244,19 +233,11 @@ class RolloutTrainer(GRPOTrainer):
 
     def _record(self, batch: Sequence[Rollout], advantages: Sequence[float]) -> None:
         size, step = self.num_generations, self.state.global_step
-        write_rollouts(
-            Path(self.args.output_dir) / "rollouts" / f"{step:06d}.parquet",
-            [rollout.trajectory for rollout in batch],
-            problem_id=[rollout.problem.id for rollout in batch],
-            problem=[rollout.problem.problem for rollout in batch],
-            answer=[rollout.problem.answer for rollout in batch],
-            sample=[i % size for i in range(len(batch))],
-            reward=[rollout.reward for rollout in batch],
-            accuracy=[float(rollout.accuracy_reward > 0) for rollout in batch],
-            format_reward=[rollout.format_reward for rollout in batch],
-            advantage=list(advantages),
-            step=step,
-        )
+        path = Path(self.args.output_dir) / "rollouts" / f"{step:06d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        samples = [i % size for i in range(len(batch))]
+        table = to_table(batch, sample=samples, advantage=list(advantages), step=step)
+        table.to_parquet(path, index=False)
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
         self._inputs = inputs
@@ -380,7 +361,7 @@ def summarize(batch: Sequence[Rollout]) -> dict[str, float]:
     trajectories = [rollout.trajectory for rollout in batch]
     branches = [k for t in trajectories for k in t.num_branches]
     figures = {
-        "accuracy": np.mean([rollout.accuracy_reward > 0 for rollout in batch]),
+        "accuracy": np.mean([rollout.correct for rollout in batch]),
         "format": np.mean([rollout.format_reward == 0 for rollout in batch]),
         "kept_share": np.mean([not math.isnan(rollout.reward) for rollout in batch]),
         "trigger_rate": np.mean([t.triggered for t in trajectories]),

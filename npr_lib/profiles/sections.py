@@ -1,0 +1,132 @@
+"""What a profile holds, section by section, with every default; nowhere else is there another.
+
+A section is a frozen dataclass. Four keys hold the fields of another class and are handed on to it:
+`engine` and `sampling` (of `npr_lib.engine`), `grpo` and `trl` (of TRL's configurations; TRL's own
+defaults hold there, but for `train.trainer.DEFAULTS`). Functions are named `module:function`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from npr_lib.engine.api import EngineConfig, SamplingParams
+from npr_lib.tasks.parts.settings import Seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Every so many optimizer steps so many validation problems are answered, and a checkpoint is
+    written; the best is kept."""
+
+    every: int = 8
+    problems: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinforcement:
+    """What both stages of reinforcement learning have.
+
+    reward: of a scored rollout; nan keeps it out of loss and statistics. advantages: of a batch.
+    max_flat: rollout batches in a row without different rewards in any group that stop a run.
+    max_logprob_gap: |trainer - engine| that stops it. min_kept: the share of valid responses below
+    which it stops. engine_tokens: whether tokens the engine wrote are in the loss.
+    resamples: how often groups of equal rewards are replaced by other problems.
+    """
+
+    reward: str
+    advantages: str
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    validation: Validation = Validation()
+    resamples: int = 0
+    max_flat: int = 3
+    max_logprob_gap: float = 1e-3
+    min_kept: float = 0.0
+    engine_tokens: bool = False
+    grpo: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPRZero(Reinforcement):
+    """Stage 1, DAPO (`train.dapo`)."""
+
+    reward: str = "npr_lib.rewards:stage1_reward"
+    advantages: str = "npr_lib.train.dapo:advantages"
+    resamples: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPR(Reinforcement):
+    """Stage 3, PAPO (`train.papo`).
+
+    advantage: what the difference to the group's mean is divided by. invalid: what becomes of
+    responses with violations. clip: `dapo` brings ratio and clipping back. span_bonus: what a
+    right answer earns for a short critical path.
+    """
+
+    reward: str = "npr_lib.rewards:stage3_reward"
+    advantages: str = "npr_lib.train.papo:advantages"
+    min_kept: float = 0.3
+    advantage: Literal["batch", "group", "none"] = "batch"
+    invalid: Literal["filter", "penalize"] = "penalize"
+    clip: Literal["none", "dapo"] = "none"
+    span_bonus: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """Stage 2, its data (`train.rejection`). k: samples a problem; problems: how many of the
+    training problems; keep: which of the right and valid samples."""
+
+    keep: Literal["first", "varied"] = "varied"
+    k: int = 8
+    problems: int = 1000
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT:
+    """Stage 2, its training (`train.sft`)."""
+
+    trl: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Responses to held-out problems: so many a problem at T = 1, and one greedy.
+
+    metrics: more of them, name -> `module:function` of a frame of rollouts (a number, or an
+    `Estimate`). speed_problems: whose decoding is timed, also the batch of the throughput.
+    """
+
+    samples: int = 2
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    metrics: dict[str, str] = field(default_factory=dict)
+    speed_problems: int = 16
+    speed_rounds: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What a run is made of.
+
+    problems: `kind`, how many of each split, and the fields of that kind (`tasks.problems`).
+    model: the fields of Qwen3Config for a model that is made here; or `path` of one that exists,
+    with further arguments of `from_pretrained`. prompt: goes through the chat template, if any.
+    notebooks: more stages than those of the folder, by their paths. own: whatever one's own
+    notebooks read.
+    """
+
+    problems: dict[str, Any]
+    model: dict[str, Any]
+    prompt: str = "{problem}\n"
+    random_seed: int = 0
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    seed: Seed = field(default_factory=Seed)
+    npr_zero: NPRZero = NPRZero()
+    rejection: Rejection = Rejection()
+    sft: SFT = SFT()
+    npr: NPR = NPR()
+    evaluation: Evaluation = Evaluation()
+    notebooks: tuple[str, ...] = ()
+    own: dict[str, Any] = field(default_factory=dict)
