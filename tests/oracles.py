@@ -4,7 +4,18 @@ import random
 from dataclasses import dataclass
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    GlmConfig,
+    GlmForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from npr_lib.reasoning.tokens import TagIds, encode
 
@@ -106,8 +117,23 @@ def dense_logits(model, ids, positions, mask):
     return logits
 
 
-def random_model(rng: random.Random, tokenizer, max_position_embeddings=512):
-    """A random small Qwen3 or Llama: tied or not, with and without grouped-query attention."""
+FAMILIES = {
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "glm": (GlmConfig, GlmForCausalLM),
+    "phi3": (Phi3Config, Phi3ForCausalLM),
+    "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM),
+}
+# They rotate a part of each head and put it together again: such a query lies in memory head by
+# head, those of the others token by token.
+PARTIAL_ROTARY = ("glm", "phi3", "gpt_neox")
+
+
+def random_model(
+    rng: random.Random, tokenizer, max_position_embeddings=512, families=("qwen3", "llama")
+):
+    """A random small model of one of the families: tied or not, with and without grouped-query
+    attention."""
     torch.manual_seed(rng.randrange(2**31))
     heads = rng.choice([2, 4])
     options = {
@@ -124,6 +150,12 @@ def random_model(rng: random.Random, tokenizer, max_position_embeddings=512):
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if rng.random() < 0.5:
-        return Qwen3ForCausalLM(Qwen3Config(**options)).eval()
-    return LlamaForCausalLM(LlamaConfig(**options)).eval()
+    family = families[int(rng.random() * len(families))]
+    if family in PARTIAL_ROTARY:
+        options["partial_rotary_factor"] = 0.5
+    if family in ("phi3", "gpt_neox"):
+        del options["head_dim"]  # theirs is hidden_size / heads
+    if family == "gpt_neox":
+        del options["num_key_value_heads"]  # as many as heads
+    config, model = FAMILIES[family]
+    return model(config(**options)).eval()

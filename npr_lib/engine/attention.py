@@ -123,13 +123,21 @@ def _slot_attention(
     step: KVStep,
 ) -> torch.Tensor:
     keys, values = step.keys[layer], step.values[layer]
+    for new in (key, value):
+        if (new.shape[1], new.shape[3]) != keys.shape[1:]:
+            raise ValueError(
+                f"keys or values of {new.shape[1]} heads x {new.shape[3]} are not supported: the "
+                f"model's configuration tells of {keys.shape[1]} x {keys.shape[2]}"
+            )
     # All new KV is written before anything is read, so that rows of one step may see each other:
     # a join's <takeaway> sees the </step> tokens forwarded beside it.
     # Under a trainer's autocast the new KV has another dtype than the pool.
     keys.index_copy_(0, step.write_slots, key[0].transpose(0, 1).to(keys.dtype))
     values.index_copy_(0, step.write_slots, value[0].transpose(0, 1).to(values.dtype))
     heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
-    output = torch.empty_like(query[0].transpose(0, 1))  # [T, heads, d]
+    # Contiguous, as paged.c writes it, which `empty_like` is not for every query: those of partial
+    # rotary families (GLM, Phi-3, GPT-NeoX) lie head by head in memory.
+    output = query.new_empty(query.shape[2], heads, dim)  # [T, heads, d]
     in_place = query.device.type == "cpu" and query.dtype == keys.dtype == torch.float32
     in_place = in_place and query.stride(3) == 1 and paged.kernel() is not None
     for group in step.groups:

@@ -63,11 +63,16 @@ def paged_attention(
 ) -> None:
     """Attention of `fresh` new tokens for each of R slot tables, on the CPU in float32.
 
-    query: [heads, R * fresh, d]. keys, values: [num_slots, kv_heads, d]. tables: int64 [*, width];
-    rows, lengths: int64 [R], whose table, and how many of its slots the row's last token sees.
-    output: [R * fresh, heads, d], contiguous.
+    query: [heads, R * fresh, d], of any strides but that of d. keys, values: [num_slots, kv_heads,
+    d]. tables: int64 [*, width]; rows, lengths: int64 [R], whose table, and how many of its slots
+    the row's last token sees. output: [R * fresh, heads, d]. All but the query contiguous.
     """
-    heads, _, dim = query.shape
+    heads, tokens, dim = query.shape
+    # The kernel sees addresses: what lies otherwise in memory would be silently wrong.
+    assert query.stride(2) == 1 and output.is_contiguous(), "not as the kernel reads and writes"
+    assert output.shape == (tokens, heads, dim) and tokens == len(rows) * fresh
+    assert keys.is_contiguous() and values.is_contiguous()
+    assert keys.shape == values.shape and keys.shape[2] == dim
     failed = kernel()(
         query.data_ptr(),
         query.stride(1),

@@ -7,10 +7,15 @@ One step: the scheduler plans rows of new tokens, one forward computes them all 
 pool slots, see attention.py), one vectorised draw samples a token for every branch whose turn it
 is, and each response's state machine acts on its tokens (see branch.py). The model's weights are
 used in place, so a trainer in the same process trains what the engine decodes with.
+
+Several threads may call one engine: they take turns at the ends of steps, and what they ask for is
+decoded in one batch. Hold `engine.lock` to look at a request, or to change the weights, while other
+threads decode.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -66,6 +71,10 @@ class TorchEngine:
         self._calls = 0
         self._events: list[Event] = []  # of the present step
         self._streams: dict[int, deque[Event]] = {}  # what open streams have yet to yield, by call
+        # For whoever acts on any of this. Held for a step at most, never by a suspended stream.
+        self.lock = threading.RLock()
+        self._stepping = False
+        self._left: list[Request] = []  # cancelled in the middle of the present step
 
     def generate(
         self,
@@ -91,7 +100,8 @@ class TorchEngine:
         """
         if best_of is not None and best_of < n:
             raise ValueError(f"best_of = {best_of}: expected at least n = {n}")
-        requests = self._requests(prompts, params, best_of or n, mode, prefix)
+        with self.lock:
+            requests = self._requests(prompts, params, best_of or n, mode, prefix)
         trajectories = self._run(requests)
         return trajectories if best_of is None else best(trajectories, n, best_of)
 
@@ -106,8 +116,9 @@ class TorchEngine:
         """The responses of `generate` as they come about, event by event; `Finish` holds each
         trajectory. Closing the iterator cancels what has not ended and frees everything. Bad
         arguments raise at once; other calls may run between two events."""
-        requests = self._requests(prompts, params, n, mode, prefix, listen=True)
-        self.scheduler.check(requests)
+        with self.lock:
+            requests = self._requests(prompts, params, n, mode, prefix, listen=True)
+            self.scheduler.check(requests)
         return self._stream(requests)
 
     def submit(
@@ -119,9 +130,10 @@ class TorchEngine:
         prefix: Prefix | Sequence[Prefix | None] | None = None,
     ) -> list[Request]:
         """Queue the responses of `generate` for `step`; each ends with a `trajectory`."""
-        requests = self._requests(prompts, params, n, mode, prefix, listen=True)
-        self.scheduler.submit(requests)
-        self._listen(requests)
+        with self.lock:
+            requests = self._requests(prompts, params, n, mode, prefix, listen=True)
+            self.scheduler.submit(requests)
+            self._listen(requests)
         return requests
 
     @property
@@ -135,35 +147,45 @@ class TorchEngine:
         An exception drops everything in flight (each request's `error` tells) and leaves the pool
         empty; its notes name the response it came from.
         """
-        if not self.busy:
-            return []
-        begin = time.perf_counter()
-        try:
-            with self._evaluating(), torch.inference_mode():
-                self._step()
-            self._rest()
-        except BaseException as error:
-            self._abort(error)
-            raise
-        self.stats.seconds += time.perf_counter() - begin
-        events = self._events.copy()
-        self._events.clear()
-        for event in events:
-            if event.call in self._streams:
-                self._streams[event.call].append(event)
+        with self.lock:
+            if not self.busy:
+                return []
+            begin = time.perf_counter()
+            try:
+                self._stepping = True
+                with self._evaluating(), torch.inference_mode():
+                    self._step()
+                self._stepping = False
+                self.cancel(self._left)
+                self._left = []
+            except BaseException as error:
+                self._abort(error)
+                raise
+            self.stats.seconds += time.perf_counter() - begin
+            events = self._events.copy()
+            self._events.clear()
+            for event in events:
+                inbox = self._streams.get(event.call)
+                if inbox is not None:
+                    inbox.append(event)
         return events
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """Take requests out and free what they hold. Their `trajectory` is what there was of
         them, with the finish reason `cancelled`; None if they had no token yet."""
-        for request in requests:
-            if request.trajectory is None and request.error is None:
-                if request.response.root.sampled:
-                    request.response.cancel()
-                    request.trajectory = record(request.response)
-                request.error = InterruptedError("the request was cancelled")
-                self.scheduler.finish(request)
-        self._rest()
+        with self.lock:
+            # The garbage collector closes a forgotten stream wherever it likes to.
+            if self._stepping:
+                self._left += requests
+                return
+            for request in requests:
+                if request.trajectory is None and request.error is None:
+                    if request.response.root.sampled:
+                        request.response.cancel()
+                        request.trajectory = record(request.response)
+                    request.error = InterruptedError("the request was cancelled")
+                    self.scheduler.finish(request)
+            self._rest()
 
     def replay(self, trajectory: Trajectory, mode: Mode) -> Trajectory:
         """Decode the tokens of a trajectory again, step by step, in either mode.
@@ -178,21 +200,14 @@ class TorchEngine:
 
     def replay_all(self, trajectories: Sequence[Trajectory], mode: Mode) -> list[Trajectory]:
         """`replay` of several trajectories in one batch."""
-        requests, call = [], self._call(listen=False)
-        for index, trajectory in enumerate(trajectories):
-            params = SamplingParams(max_tokens=trajectory.work, temperature=trajectory.temperature)
-            limits = replace(
-                self.config, max_branches=trajectory.max_branches, max_depth=trajectory.max_depth
-            )
-            grammar = replace(self._grammar(mode), config=limits)
-            ids, writes = trajectory.prompt_ids, forced(trajectory, mode, self.tokenizer)
-            response = Response(ids, params, grammar, 0, call, index, writes)
-            requests.append(Request(Prompt(ids), response))
+        with self.lock:
+            requests = self._replays(trajectories, mode)
         return replayed(self._run(requests), trajectories, self.context)
 
     def weights_changed(self) -> None:
         """Forget all KV. Responses in flight go on with the new weights, their KV recomputed."""
-        self.scheduler.forget()
+        with self.lock:
+            self.scheduler.forget()
 
     def _call(self, listen: bool) -> Call:
         self._calls += 1
@@ -228,6 +243,19 @@ class TorchEngine:
                 requests.append(Request(shared, response))
         return requests
 
+    def _replays(self, trajectories: Sequence[Trajectory], mode: Mode) -> list[Request]:
+        requests, call = [], self._call(listen=False)
+        for index, trajectory in enumerate(trajectories):
+            params = SamplingParams(max_tokens=trajectory.work, temperature=trajectory.temperature)
+            limits = replace(
+                self.config, max_branches=trajectory.max_branches, max_depth=trajectory.max_depth
+            )
+            grammar = replace(self._grammar(mode), config=limits)
+            ids, writes = trajectory.prompt_ids, forced(trajectory, mode, self.tokenizer)
+            response = Response(ids, params, grammar, 0, call, index, writes)
+            requests.append(Request(Prompt(ids), response))
+        return requests
+
     def _grammar(self, mode: Mode) -> Grammar:
         if mode not in ("parallel", "sequential"):
             raise ValueError(f"mode = {mode!r}: expected 'parallel' or 'sequential'")
@@ -244,46 +272,58 @@ class TorchEngine:
 
     def _run(self, requests: Sequence[Request]) -> list[Trajectory]:
         """Step until these requests have ended; whatever happens, they leave nothing behind."""
-        self.scheduler.submit(requests)
+        with self.lock:
+            self.scheduler.submit(requests)
         try:
             with self._evaluating():
-                while any(request.trajectory is None for request in requests):
-                    self.step()
+                while self._advance(requests):
+                    pass
         finally:
             self.cancel(requests)
         return [request.trajectory for request in requests]
+
+    def _advance(self, requests: Sequence[Request]) -> bool:
+        """A step for requests of which some have not ended; False, and none, if all have."""
+        with self.lock:
+            lost = next((r.error for r in requests if r.error is not None), None)
+            if lost is not None:
+                raise RuntimeError("another call's step failed, and this one with it") from lost
+            left = any(request.trajectory is None for request in requests)
+            if left:
+                self.step()
+            return left
 
     def _stream(self, requests: Sequence[Request]) -> Iterator[Event]:
         if not requests:
             return
         call = requests[0].response.call
-        inbox = self._streams[call.number] = deque(call.events)
-        call.events = self._events
-        self.scheduler.submit(requests)
+        with self.lock:
+            inbox = self._streams[call.number] = deque(call.events)
+            call.events = self._events
+            self.scheduler.submit(requests)
         try:
-            while inbox or any(request.trajectory is None for request in requests):
-                lost = next((r.error for r in requests if r.error is not None), None)
-                if lost is not None:
-                    raise RuntimeError("another call's step failed, and this one with it") from lost
-                if not inbox:
-                    self.step()
+            # `_advance` is False too after the step of another call that ended these requests.
+            while inbox or self._advance(requests) or inbox:
                 while inbox:
                     yield inbox.popleft()
         finally:
-            del self._streams[call.number]
-            self.cancel(requests)
+            with self.lock:
+                del self._streams[call.number]
+                self.cancel(requests)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """The model in evaluation mode, as it was afterwards."""
-        was_training = self.model.training
-        if was_training:
-            self.model.eval()
+        with self.lock:
+            was_training = self.model.training
+            if was_training:
+                self.model.eval()
         try:
             yield
         finally:
             if was_training:
-                self.model.train()
+                with self.lock:
+                    self.model.train()
 
     def _rest(self) -> None:
         """With nothing left to decode, keep no KV but that of a persistent prefix."""
@@ -299,6 +339,7 @@ class TorchEngine:
         self.kv.reset()
         self.scheduler = Scheduler(self.kv, self.config, self.stats)
         self._events.clear()
+        self._stepping, self._left = False, []
 
     def _step(self) -> None:
         rows = self.scheduler.plan()

@@ -4,10 +4,17 @@ import random
 
 import pytest
 import torch
-from oracles import brute_force_mask, dense_logits, random_model, trajectory_paths
+from oracles import (
+    FAMILIES,
+    PARTIAL_ROTARY,
+    brute_force_mask,
+    dense_logits,
+    random_model,
+    trajectory_paths,
+)
 from policies import random_policy
 
-from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
+from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine, attention, paged
 from npr_lib.engine.branch import Response
 from npr_lib.reasoning.layout import LayoutError, dense_mask, layout
 from npr_lib.reasoning.tokens import TagIds, encode
@@ -68,12 +75,12 @@ def check_against_dense(model, trajectory, tolerance=1e-4):
     return off
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(30))
 def test_oracle(seed, monkeypatch):
-    """200 trajectories in all: uneven branches, several blocks, nested, truncated, invalid,
+    """300 trajectories in all: uneven branches, several blocks, nested, truncated, invalid,
     preempted in between."""
     rng = random.Random(seed)
-    model = random_model(rng, TOKENIZER)
+    model = random_model(rng, TOKENIZER, families=tuple(FAMILIES))
     policy = random_policy(TOKENIZER, broken=rng.choice([0.0, 0.1, 0.4]))
     monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
     max_tokens = rng.choice([40, 120, 300])
@@ -105,6 +112,39 @@ def test_oracle(seed, monkeypatch):
                 layout(ids, TAGS, len(t.prompt_ids))
     if any(len(k) and max(k) > 1 for k in (t.num_branches for t in trajectories)):
         assert max(off) > 0.1, "a plain causal forward passes too: the test can't fail"
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("family", PARTIAL_ROTARY)
+def test_a_query_may_lie_head_by_head(family, compiled, monkeypatch):
+    """Read in place by the kernel, and gathered where there is no compiler."""
+    policy = random_policy(TOKENIZER, broken=0)
+    monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
+    if not compiled:
+        monkeypatch.setattr(paged, "kernel", lambda: None)
+    model = random_model(random.Random(1), TOKENIZER, families=(family,))
+    layouts, attend = set(), attention._slot_attention
+
+    def watch(layer, query, *rest):
+        if query.shape[2] > 1:
+            layouts.add(query.stride(1) > query.stride(2))
+        return attend(layer, query, *rest)
+
+    monkeypatch.setattr(attention, "_slot_attention", watch)
+    engine = TorchEngine(model, TOKENIZER, EngineConfig(max_depth=2))
+    trajectories = engine.generate(["A=1+2", "B"], SamplingParams(max_tokens=120, seed=1), n=2)
+    assert layouts == {True}, "no query like that: the test can't fail"
+    assert max(check_against_dense(model, t) for t in trajectories) > 0.1
+
+
+def test_keys_of_another_shape_than_the_pool_are_refused():
+    model = random_model(random.Random(0), TOKENIZER, families=("llama",))
+    engine = TorchEngine(model, TOKENIZER)
+    engine.kv.values[0] = engine.kv.values[0][..., :-1].contiguous()
+    engine.kv.keys[0] = engine.kv.keys[0][..., :-1].contiguous()
+    with pytest.raises(ValueError, match="not supported"):
+        engine.generate(["A"], SamplingParams(max_tokens=4))
+    assert engine.kv.num_used == 0
 
 
 def test_greedy_responses_are_scored_at_temperature_one(monkeypatch):

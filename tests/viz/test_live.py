@@ -394,6 +394,22 @@ def test_the_engine_stays_on_its_thread(rollouts, monkeypatch):
     assert alike(trajectory, ENGINE.generate(["A=1+2"], PARAMS)[0])
 
 
+def test_other_threads_may_decode_beside_it(writer, drawn):
+    params = SamplingParams(max_tokens=120, seed=6)
+    expected = ENGINE.generate(["B", "C="], params), ENGINE.generate(["A=1+2"], PARAMS)
+
+    async def scenario():
+        calls = [asyncio.to_thread(ENGINE.generate, ["B", "C="], params) for _ in range(3)]
+        beside = asyncio.gather(*calls)
+        live = viz.live(ENGINE, "A=1+2", PARAMS)
+        return await beside, await live.task
+
+    beside, trajectory = asyncio.run(asyncio.wait_for(scenario(), 120))
+    assert alike(trajectory, expected[1][0]) and drawn[-1] == (trajectory, False)
+    for own in beside:
+        assert all(alike(a, b) for a, b in zip(own, expected[0], strict=True))
+
+
 def test_the_verdict_of_an_unscored_response_is_unknown(rollouts):
     frame = pd.concat([rollouts.iloc[:2], rollouts.iloc[2:3].drop(columns="accuracy")])
     columns = data.table(frame)["columns"]

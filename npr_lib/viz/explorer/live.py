@@ -79,7 +79,9 @@ class Live(ipywidgets.VBox):
             self._engine.step()
             begin = time.perf_counter()
             if response.root.sampled and begin >= due and request.trajectory is None:
-                self._grow(record(response), len(response.turn))
+                with self._engine.lock:  # other threads' steps decode it too
+                    so_far, width = record(response), len(response.turn)
+                self._grow(so_far, width)
                 now = time.perf_counter()
                 due = now + max(PAUSE, SHARE * (now - begin))
             await asyncio.sleep(0)  # for the click on the button
