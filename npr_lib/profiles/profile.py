@@ -152,7 +152,9 @@ def _check(sections: Mapping[str, Any], title: str) -> None:
         known = _known(sections)
     except ValueError as error:  # no such kind of problems
         raise ProfileError(f"{title}: {error}") from error
-    whole = {key.removesuffix(".*") for key, hint in known.items() if hint is not None or "*" in key}
+    whole = {
+        key.removesuffix(".*") for key, hint in known.items() if hint is not None or "*" in key
+    }
     for key, value in _pairs(sections):
         if any(key.startswith(f"{start}.") for start in whole):
             continue
