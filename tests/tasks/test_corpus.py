@@ -5,25 +5,27 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from npr_lib.profiles.profile import load_profile
 from npr_lib.reasoning.schema import parse
 from npr_lib.reasoning.tokens import TagIds
-from npr_lib.tasks.parts.corpus import KINDS, MALFORMATIONS, corpus
+from npr_lib.tasks.parts.corpus import KINDS, MALFORMATIONS
 from npr_lib.tasks.parts.seed import IGNORE, _encode
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 from npr_lib.tasks.problems import SHARES, split_of
+from npr_lib.train.seed import documents as documents_of
 
 TINY = load_profile("tiny")
-SPEC = TINY["seed"]["corpus"]
+SPEC = TINY.seed.corpus
 LINE = re.compile(r"([A-Z])=([A-Z1-9](?:[+-]\d)+)((?:=\d(?:[+-]\d)+)*)([=~])(\d+|\?)")
 
 
 @pytest.fixture(scope="module")
 def documents():
-    return list(itertools.islice(corpus(TINY, 0), 6000))
+    return list(itertools.islice(documents_of(TINY, 0), 6000))
 
 
 def parts_of(document) -> dict[str, str]:
@@ -57,7 +59,7 @@ def read_step(text, parts, known):
 def test_shares_of_kinds_are_the_profiles(documents):
     kinds = Counter("malformed" if d.kind in MALFORMATIONS else d.kind for d in documents)
     for kind in KINDS:
-        share = SPEC[kind]
+        share = getattr(SPEC, kind)
         slack = 4 * (share * (1 - share) / len(documents)) ** 0.5  # 4 standard deviations
         assert abs(kinds[kind] / len(documents) - share) < slack, kind
     assert set(MALFORMATIONS) <= {d.kind for d in documents}
@@ -82,7 +84,7 @@ def test_only_training_sub_expressions_are_used(documents):
             return (str(value(start)) if start.isalpha() else start) + parts[label][1:]
 
         for label in parts:
-            assert split_of(text(label), TINY["problems"].get("shares", SHARES)) == "train"
+            assert split_of(text(label), TINY.problems.get("shares", SHARES)) == "train"
 
 
 def valid_blocks(documents):
@@ -113,7 +115,7 @@ def test_alone_a_part_is_right_and_together_subtractions_are_forgotten(documents
                     together[parts[label][-2], right] += 1
     assert together["+", False] == 0
     wrong = together["-", False] / (together["-", False] + together["-", True])
-    assert abs(wrong - SPEC["careless"]) < 0.03
+    assert abs(wrong - SPEC.careless) < 0.03
 
 
 def test_takeaways_and_answers_hold_what_the_steps_found(documents):
@@ -179,7 +181,7 @@ def test_wide_and_deep_are_practised_alike_and_chosen_by_chance(documents):
         assert tokenizer.decode(ids[decides]) == tag and silent[at:] in ([], [decides])
         written[wide] += 1
         chosen[wide] += not silent[at:]
-    for counts, chance in ((written, 0.5), (chosen, SPEC["wide"])):
+    for counts, chance in ((written, 0.5), (chosen, SPEC.wide)):
         slack = 4 * (chance * (1 - chance) / counts.total()) ** 0.5
         assert abs(counts[True] / counts.total() - chance) < slack
 
@@ -223,7 +225,7 @@ def test_no_chain_of_another_split_is_written(documents):
 
 
 def test_a_corpus_is_a_function_of_profile_and_seed(documents):
-    assert list(itertools.islice(corpus(TINY, 0), 50)) == documents[:50]
-    assert list(itertools.islice(corpus(TINY, 1), 50)) != documents[:50]
+    assert list(itertools.islice(documents_of(TINY, 0), 50)) == documents[:50]
+    assert list(itertools.islice(documents_of(TINY, 1), 50)) != documents[:50]
     with pytest.raises(ValueError, match="kind 'parts' only"):
-        next(corpus(TINY | {"problems": {"kind": "file"}}, 0))
+        next(documents_of(replace(TINY, problems={"kind": "file"}), 0))

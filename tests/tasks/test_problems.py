@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npr_lib.tasks import problems
+from npr_lib.tasks import gym, problems
 from npr_lib.tasks.parts import task
+from npr_lib.tasks.parts.problems import parts_problem
 from npr_lib.tasks.problems import (
     SPLITS,
     Problem,
     build_prompt,
     load_problems,
-    parts_problem,
     split_of,
 )
 
@@ -111,7 +111,7 @@ def test_too_small_pools_are_refused():
 @pytest.mark.parametrize(
     ("spec", "split", "message"),
     [
-        ({"kind": "nonsense"}, "train", "unknown kind of problem set 'nonsense'"),
+        ({"kind": "nonsense"}, "train", "unknown kind of problem set: 'nonsense'"),
         (PARTS, "dev", "unknown split 'dev'"),
         ({"kind": "parts"}, "train", "number of problems: train: N"),
         ({"kind": "parts", "parts": [3, 2], "train": 1}, "train", "fewest, most"),
@@ -148,7 +148,7 @@ def test_reasoning_gym_takes_any_right_answer_not_only_the_reference():
 
 
 def test_an_exhausted_generator_is_an_error(monkeypatch):
-    monkeypatch.setattr(problems, "BARREN_CHUNKS", 2)
+    monkeypatch.setattr(gym, "BARREN_CHUNKS", 2)
     tiny = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     spec = {"kind": "reasoning-gym", "name": "chain_sum", "config": tiny, "test": 10_000}
     with pytest.raises(ValueError, match=r"only .* of 10000 test problems"):

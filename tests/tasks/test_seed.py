@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import torch
+from stages_for_tests import make_stage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from npr_lib.engine.checkpoint import checkpoint_mode
 from npr_lib.profiles.profile import load_profile
 from npr_lib.reasoning.tokens import TagIds
-from npr_lib.tasks.parts.corpus import corpus
-from npr_lib.tasks.parts.seed import IGNORE, Muon, _batches, _encode, orthogonalise, train
+from npr_lib.tasks.parts.seed import IGNORE, Muon, _batches, _encode, orthogonalise
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 from npr_lib.tasks.problems import load_problems
+from npr_lib.train.seed import documents, train
 
 TINY, SMOKE = load_profile("tiny"), load_profile("smoke")
 
 
 def test_batches_hold_every_document_once_with_little_padding():
     tokenizer = tiny_tokenizer()
-    profile = TINY | {"seed": TINY["seed"] | {"steps": 11}}
-    batches = list(_batches(profile, tokenizer, 0))
+    settings = replace(TINY.seed, steps=11)
+    batches = list(_batches(settings, documents(TINY, 0), tokenizer, 0))
     assert len(batches) == 11
-    size = TINY["seed"]["batch"]
-    expected = [_encode(d, tokenizer)[0] for d in itertools.islice(corpus(TINY, 0), 11 * size)]
+    size = TINY.seed.batch
+    expected = [_encode(d, tokenizer)[0] for d in itertools.islice(documents(TINY, 0), 11 * size)]
     pad = tokenizer.pad_token_id
     found = [[i for i in row if i != pad] for ids, _ in batches for row in ids.tolist()]
     assert sorted(found) == sorted(expected)
@@ -58,10 +60,10 @@ def test_orthogonalised_updates_have_singular_values_near_one():
 
 
 def test_smoke_pretraining_learns_and_is_repeatable(tmp_path):
-    assert SMOKE["seed"]["steps"] <= 150
-    folders = [train(SMOKE, tmp_path / name, seed=0) for name in ("a", "b")]
+    assert SMOKE.seed.steps <= 150
+    folders = [train(make_stage(SMOKE, tmp_path / name)) for name in ("a", "b")]
     log = [json.loads(line) for line in (folders[0] / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in log] == list(range(10, SMOKE["seed"]["steps"] + 1, 10))
+    assert [row["step"] for row in log] == list(range(10, SMOKE.seed.steps + 1, 10))
     assert log[-1]["loss"] < 0.75 * log[0]["loss"]
     assert log[-1]["num_tokens"] > 0
     assert checkpoint_mode(folders[0]) == "sequential"
@@ -70,13 +72,13 @@ def test_smoke_pretraining_learns_and_is_repeatable(tmp_path):
         assert torch.equal(tensor, models[1].state_dict()[name]), name
     tokenizer = AutoTokenizer.from_pretrained(folders[0])
     assert TagIds.from_tokenizer(tokenizer) == TagIds.from_tokenizer(tiny_tokenizer())
-    problem = load_problems(SMOKE["problems"], "validation", 0)[0]
-    ids = tokenizer(SMOKE["prompt"].format(problem=problem.problem), return_tensors="pt").input_ids
+    problem = load_problems(SMOKE.problems, "validation", 0)[0]
+    ids = tokenizer(SMOKE.prompt.format(problem=problem.problem), return_tensors="pt").input_ids
     assert models[0](ids).logits.shape == (*ids.shape, len(tokenizer))
 
 
 def test_the_tiny_model_is_tiny():
     from npr_lib.tasks.parts.seed import build_model
 
-    model = build_model(TINY["model"], tiny_tokenizer())
+    model = build_model(TINY.model, tiny_tokenizer())
     assert sum(p.numel() for p in model.parameters()) < 1_000_000

@@ -1,12 +1,14 @@
 """A model that exists already, with a BPE tokenizer that lacks the tags, through every stage."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from policies import random_policy
+from stages_for_tests import make_stage
 from test_tokens import bpe
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -16,9 +18,8 @@ from npr_lib.engine.branch import Response
 from npr_lib.engine.checkpoint import checkpoint_mode, load_checkpoint
 from npr_lib.profiles.profile import load_profile
 from npr_lib.reasoning.tokens import TagIds
-from npr_lib.tasks.parts import seed
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
-from npr_lib.train import dapo, papo, rejection, sft
+from npr_lib.train import dapo, papo, rejection, seed, sft
 from npr_lib.train.checkpoints import load_trainable
 
 RESPONSE = (
@@ -43,40 +44,40 @@ def profile(tmp_path):
     LlamaForCausalLM(config).save_pretrained(tmp_path / "mine")
     tokenizer.save_pretrained(tmp_path / "mine")
     profile = load_profile("smoke", ["npr_zero.grpo.max_steps=1", "npr.grpo.max_steps=1"])
-    return profile | {"model": {"path": str(tmp_path / "mine")}}
+    return replace(profile, model={"path": str(tmp_path / "mine")})
 
 
 def test_every_stage_takes_it(profile, tmp_path, monkeypatch):
-    assert seed.train(profile, tmp_path, 0) == tmp_path / "seed"
-    dapo.train(profile, tmp_path, tmp_path / "seed", 0)
+    assert seed.train(make_stage(profile, tmp_path)) == tmp_path / "seed"
+    dapo.train(make_stage(profile, tmp_path))
     zero = pd.read_parquet(tmp_path / "rollouts" / "npr_zero.parquet")
     assert set(zero["mode"]) == {"sequential"} and (zero["format_reward"] < 0).all()
     with pytest.raises(WorkbenchError, match="kept none of 48 problems after 6 samples each"):
-        rejection.collect(profile, tmp_path, tmp_path / "npr_zero", 0)
+        rejection.collect(make_stage(profile, tmp_path))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "seed")
     prompt = tokenizer.encode("A=1;", add_special_tokens=False)
     rows = [{"prompt_ids": prompt, "text": RESPONSE} for _ in range(8)]
     pd.DataFrame(rows).to_parquet(tmp_path / "rejection.parquet")
-    beta = sft.train(profile, tmp_path, tmp_path / "seed", 0)
+    beta = sft.train(make_stage(profile, tmp_path))
     assert (
         checkpoint_mode(beta) == "parallel" and checkpoint_mode(tmp_path / "seed") == "sequential"
     )
-    engine = load_engine(profile, beta)
+    engine = load_engine(make_stage(profile, tmp_path), "npr_beta")
     tags = TagIds.from_tokenizer(engine.tokenizer)
     assert tags.step >= len(bpe())
     policy = random_policy(engine.tokenizer)
     monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
-    npr = papo.train(profile, tmp_path, beta, 0)
+    npr = papo.train(make_stage(profile, tmp_path))
     log = json.loads((npr / "log.jsonl").read_text().splitlines()[0])
     assert log["sampling/sampling_logp_difference/max"] < 1e-4 and log["trigger_rate"] > 0
     assert np.isfinite(log["grad_norm"])
-    assert evaluate(profile, tmp_path, "npr", 0)["triggered"].any()
+    assert evaluate(make_stage(profile, tmp_path), "npr")["triggered"].any()
 
 
 def test_a_missing_model_is_named(profile, tmp_path):
-    profile["model"]["path"] = str(tmp_path / "nothing")
+    profile = replace(profile, model={"path": str(tmp_path / "nothing")})
     with pytest.raises(WorkbenchError, match=r"model\.path = .*nothing can't be loaded"):
-        seed.train(profile, tmp_path, 0)
+        seed.train(make_stage(profile, tmp_path))
 
 
 @pytest.mark.parametrize("given", ["bfloat16", "float16", "auto"])
@@ -84,25 +85,26 @@ def test_narrow_weights_are_refused_by_name(profile, tmp_path, given):
     """20 steps of AdamW at 1e-6 change 2 % of bfloat16 weights."""
     narrow_checkpoint(tmp_path)
     found = "bfloat16" if given == "auto" else given
-    profile["model"]["dtype"] = given
+    profile = replace(profile, model={**profile.model, "dtype": given})
     with pytest.raises(WorkbenchError, match=rf"mine has {found} weights .*grpo\.bf16: true"):
-        seed.train(profile, tmp_path, 0)
+        seed.train(make_stage(profile, tmp_path))
     assert not (tmp_path / "seed" / "config.json").exists()
 
 
 def test_a_model_stored_in_bfloat16_is_adopted_in_float32(profile, tmp_path):
     path = narrow_checkpoint(tmp_path)
     assert load_checkpoint(path)[0].dtype == torch.bfloat16  # to decode from, it may be
-    assert load_trainable(seed.train(profile, tmp_path, 0))[0].dtype == torch.float32
+    assert load_trainable(seed.train(make_stage(profile, tmp_path)))[0].dtype == torch.float32
 
 
 def test_no_stage_trains_narrow_weights(profile, tmp_path):
     path = narrow_checkpoint(tmp_path)
     rows = [{"prompt_ids": [1], "text": RESPONSE}]
     pd.DataFrame(rows).to_parquet(tmp_path / "rejection.parquet")
+    (tmp_path / "seed").symlink_to(path)  # where SFT starts
     for train in (dapo.train, sft.train, papo.train):
-        with pytest.raises(WorkbenchError, match="mine has bfloat16 weights to train"):
-            train(profile, tmp_path, path, 0)
+        with pytest.raises(WorkbenchError, match="has bfloat16 weights to train"):
+            train(make_stage(profile, tmp_path, path))
 
 
 def test_a_model_with_tags_that_says_no_mode_is_parallel_aloud(profile, tmp_path, capsys):
@@ -124,7 +126,7 @@ def test_a_seed_with_tags_is_sequential(profile, tmp_path, says):
     if says:
         (mine / "npr.json").write_text(json.dumps({"mode": says}))
     assert checkpoint_mode(mine) == "parallel"
-    assert checkpoint_mode(seed.train(profile, tmp_path, 0)) == "sequential"
+    assert checkpoint_mode(seed.train(make_stage(profile, tmp_path))) == "sequential"
 
 
 def narrow_checkpoint(folder):
@@ -135,7 +137,7 @@ def narrow_checkpoint(folder):
 
 def test_missing_checkpoint_and_data_are_named(profile, tmp_path):
     with pytest.raises(WorkbenchError, match=r"no config\.json"):
-        dapo.train(profile, tmp_path, tmp_path / "none", 0)
+        dapo.train(make_stage(profile, tmp_path, tmp_path / "none"))
     with pytest.raises(WorkbenchError, match="run rejection sampling"):
-        sft.train(profile, tmp_path, tmp_path / "mine", 0)
-    assert list(seed.corpus(profile, 0)) == []
+        sft.train(make_stage(profile, tmp_path))
+    assert list(seed.documents(profile, 0)) == []

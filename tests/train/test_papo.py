@@ -4,12 +4,14 @@ import copy
 import json
 import random
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from oracles import brute_force_mask, dense_logits, random_model, trajectory_paths
 from policies import random_policy
+from stages_for_tests import make_stage
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
@@ -17,6 +19,7 @@ from npr_lib import WorkbenchError
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.engine.branch import Response
 from npr_lib.profiles.profile import load_profile
+from npr_lib.profiles.sections import NPR
 from npr_lib.reasoning.tokens import TagIds
 from npr_lib.reasoning.trajectory import read_rollouts
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
@@ -24,8 +27,8 @@ from npr_lib.tasks.problems import Problem, ProblemSet
 from npr_lib.train import papo
 from npr_lib.train.logs import log_to
 from npr_lib.train.papo import PAPO, advantages, grpo_fields
-from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer, TrainingStoppedError
-from npr_lib.train.stage import DEFAULTS
+from npr_lib.train.reinforce import DEFAULTS
+from npr_lib.train.trainer import Recipe, RolloutTrainer, TrainingStoppedError
 
 TOKENIZER = tiny_tokenizer()
 NAN = float("nan")
@@ -98,8 +101,10 @@ def make_trainer(tmp_path, monkeypatch, rewards, mode="parallel", settings=(), *
         [Problem(str(i), f"A={i}", "0", {}) for i in range(6)], lambda predicted, problem: False
     )
     queue = iter(rewards)
-    settings = RolloutSettings(
-        SamplingParams(max_tokens=60), mode, lambda r_f, r_a, share: next(queue), **dict(settings)
+    given = {"sampling": SamplingParams(max_tokens=60), "min_kept": 0.0, **dict(settings)}
+    scale = grpo.get("scale_rewards", "batch")
+    recipe = Recipe(
+        NPR(**given), mode, lambda rollout: next(queue), partial(advantages, scale=scale)
     )
     args = GRPOConfig(
         **{
@@ -119,7 +124,7 @@ def make_trainer(tmp_path, monkeypatch, rewards, mode="parallel", settings=(), *
         }
     )
     validation, template = problems[:2], "{problem};"
-    return RolloutTrainer(model, TOKENIZER, args, engine, problems, validation, template, settings)
+    return RolloutTrainer(model, TOKENIZER, args, engine, problems, validation, template, recipe)
 
 
 def recorded(trainer, step=0):
@@ -199,7 +204,7 @@ def test_gradient_is_reinforce_on_sampled_tokens(
 
 def test_clipped_steps_follow_the_formula(tmp_path, monkeypatch):
     """clip="dapo": the third step of a batch, ratio to the policy that sampled, clipped."""
-    section = load_profile("smoke", ["npr.clip=dapo"])["npr"]
+    section = load_profile("smoke", ["npr.clip=dapo"]).npr
     clip = {k: grpo_fields(section)[k] for k in ("epsilon", "epsilon_high")}
     assert clip == {"epsilon": 0.2, "epsilon_high": 0.28}
     split = dict(per_device_train_batch_size=4, steps_per_generation=3, max_steps=3)
@@ -300,14 +305,14 @@ def test_autocast_rolls_out_and_trains(tmp_path, monkeypatch):
         ("npr.grpo.beta=0.1", "PAPO has beta = 0"),
         ("npr.grpo.steps_per_generation=3", "one step a rollout batch"),
         ("npr.grpo.scale_rewards=group", "PAPO has scale_rewards = batch"),
-        ("npr.clip=ppo", "one of none, dapo"),
-        ("npr.advantage=std", "one of batch, group, none"),
-        ("npr.invalid=drop", "one of filter, penalize"),
+        ("npr.clip=ppo", "'none' or 'dapo'"),
+        ("npr.advantage=std", "'batch', 'group' or 'none'"),
+        ("npr.invalid=drop", "'filter' or 'penalize'"),
     ],
 )
 def test_a_profile_may_not_contradict_papo(tmp_path, override, message):
     with pytest.raises(WorkbenchError, match=message):
-        papo.train(load_profile("smoke", [override]), tmp_path, tmp_path, 0)
+        papo.train(make_stage(load_profile("smoke", [override]), tmp_path, tmp_path))
 
 
 def test_one_prompt_with_two_answers_is_refused(tmp_path, monkeypatch):
@@ -322,7 +327,7 @@ def test_one_prompt_with_two_answers_is_refused(tmp_path, monkeypatch):
             twice,
             twice,
             "{problem}",
-            trainer.settings,
+            trainer.recipe,
         )
 
 
@@ -361,7 +366,7 @@ def test_a_collapsed_batch_stops_and_keeps_its_checkpoint(
 
 def test_every_step_logs_what_one_needs_to_see(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, monkeypatch, [1.0, -1, 0, 0] * 3)
-    log_to(trainer, tmp_path)
+    log_to(trainer, tmp_path, "npr")
     trainer.train()
     (log,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     batch = [r.trajectory for r in trainer._batch]
@@ -387,9 +392,7 @@ def test_groups_without_variance_are_replaced(tmp_path, monkeypatch):
     """Dynamic sampling: the first draw is all equal, the next problems are not."""
     rewards = [1.0] * 12 + [1.0, -1, 0, 0] * 2 + [1.0] * 4 + [-1.0, 1, 1, 1]
     trainer = make_trainer(tmp_path, monkeypatch, rewards)
-    trainer.settings = RolloutSettings(
-        trainer.settings.params, "parallel", trainer.settings.reward, resamples=2
-    )
+    trainer.settings = replace(trainer.settings, resamples=2)
     trainer.train()
     assert [r.reward for r in trainer._batch] == [1, -1, 0, 0, 1, -1, 0, 0, -1, 1, 1, 1]
     assert trainer.state.log_history[0]["zero_variance_groups"] == 0

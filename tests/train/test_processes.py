@@ -18,6 +18,7 @@ SCRIPT = """
     from accelerate import PartialState
     from oracles import random_model
     from policies import random_policy
+    from stages_for_tests import make_stage
 
     from npr_lib.engine.branch import Response
     from npr_lib.profiles.profile import load_profile
@@ -27,14 +28,14 @@ SCRIPT = """
     out, rows = Path(sys.argv[1]), sys.argv[2]
     policy = random_policy(tokenizer := tiny_tokenizer(), broken=0.0)
     Response.forced_token = lambda self, branch: policy(self, branch)
-    papo.stage3_reward = lambda r_f, r_a, share, **_: share
     options = ["max_steps=4", "learning_rate=0.01", "use_cpu=true", "per_device_train_batch_size="]
     profile = load_profile("smoke", [f"npr.grpo.{x}" for x in (*options[:3], options[3] + rows)])
     with PartialState(cpu=True).main_process_first():
         if PartialState().is_main_process:
             random_model(random.Random(3), tokenizer).save_pretrained(out / "start")
             tokenizer.save_pretrained(out / "start")
-    papo.train(profile, out, out / "start", 0)
+    stage = make_stage(profile, out, out / "start")
+    papo.train(stage, reward=lambda r: r.trajectory.span / r.trajectory.work)
 """
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from stages_for_tests import make_stage
 
 from npr_lib import WorkbenchError
 from npr_lib.engine.sampling import mix
@@ -15,7 +16,7 @@ from npr_lib.tasks.problems import load_problems
 from npr_lib.train import rejection
 
 BLOCK = "<guideline><plan>1:A</plan></guideline><step>1:A=1</step><takeaway>t</takeaway>"
-PROBLEMS = load_problems(load_profile("smoke")["problems"], "train", 0)[:4]
+PROBLEMS = load_problems(load_profile("smoke").problems, "train", 0)[:4]
 
 
 def answers(blocks, right=True):
@@ -60,14 +61,15 @@ def collect(monkeypatch, tmp_path, keep, shares=1):
     monkeypatch.setattr(rejection, "side_by_side", lambda f, calls: [f(*call) for call in calls])
     seen = {}
 
-    def to_rows(trajectories, **columns):
-        seen.update(columns, blocks=[len(t.graph.blocks) for t in trajectories])
-        return SimpleNamespace(to_parquet=lambda *_, **__: None, attrs={})
+    def to_table(scored, **columns):
+        seen.update(columns, blocks=[len(r.graph.blocks) for r in scored])
+        seen["problem_id"] = [r.problem.id for r in scored]
+        return SimpleNamespace(attrs={})
 
-    monkeypatch.setattr(rejection, "to_rows", to_rows)
-    profile = load_profile("smoke", [f"rejection.keep={keep}", "rejection.k=3"])
-    profile["rejection"]["problems"] = 4
-    frame = rejection.collect(profile, tmp_path, tmp_path, 0)
+    monkeypatch.setattr(rejection, "to_table", to_table)
+    monkeypatch.setattr(rejection, "write_made", lambda *_: None)
+    overrides = [f"rejection.keep={keep}", "rejection.k=3", "rejection.problems=4"]
+    frame = rejection.collect(make_stage(load_profile("smoke", overrides), tmp_path))
     return engine, seen, frame.attrs
 
 
@@ -101,8 +103,6 @@ def test_each_number_of_blocks_is_as_likely_and_its_first_sample_kept():
     assert rejection._varied(samples[1:5], draw)[0] == 1
 
 
-def test_another_rule_is_refused(tmp_path):
-    with pytest.raises(
-        WorkbenchError, match=r"rejection\.keep = 'best'; it is one of first, varied"
-    ):
-        rejection.collect(load_profile("smoke", ["rejection.keep=best"]), tmp_path, tmp_path, 0)
+def test_another_rule_is_refused():
+    with pytest.raises(WorkbenchError, match=r"rejection\.keep = 'best'.*'first' or 'varied'"):
+        load_profile("smoke", ["rejection.keep=best"])

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,18 +11,28 @@ import pytest
 import torch
 from oracles import random_model
 from policies import random_policy
+from stages_for_tests import make_stage
 from transformers import AutoModelForCausalLM
 
 from npr_lib import WorkbenchError
 from npr_lib.engine.branch import Response
 from npr_lib.profiles.profile import load_profile
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
-from npr_lib.train import dapo, papo, sft, stage
+from npr_lib.train import dapo, papo, reinforce, sft
 from npr_lib.train.logs import LogWriter
-from npr_lib.train.rollouts import RolloutTrainer
+from npr_lib.train.trainer import RolloutTrainer
 
 TOKENIZER = tiny_tokenizer()
 STEPS = ["npr.grpo.max_steps=6", "npr.grpo.learning_rate=0.01"]
+
+
+def by_length(rollout):
+    """A reward that differs, without a word on what is right."""
+    return rollout.trajectory.span / rollout.trajectory.work
+
+
+def train(profile, run_dir, start, seed=0, mode="parallel"):
+    return papo.train(make_stage(profile, run_dir, start, seed), mode, reward=by_length)
 
 
 @pytest.fixture
@@ -29,7 +40,6 @@ def start(tmp_path, monkeypatch):
     """A random model whose tokens a random writer chooses; rewards by the responses' lengths."""
     policy = random_policy(TOKENIZER, broken=0.0)
     monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
-    monkeypatch.setattr(papo, "stage3_reward", lambda r_f, r_a, share, **_: share)
     folder = tmp_path / "start"
     random_model(random.Random(3), TOKENIZER).save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
@@ -69,13 +79,13 @@ def assert_same(one, other, tolerance=1e-6, but=()):
 def test_papo_goes_on_exactly(tmp_path, monkeypatch, start, at):
     """Whatever came after the last checkpoint (every 2 steps) is done again, to the same end."""
     profile = load_profile("smoke", STEPS)
-    papo.train(profile, tmp_path / "whole", start, 0)
+    train(profile, tmp_path / "whole", start, 0)
     with monkeypatch.context() as patch:
         interrupt(patch, at)
         with pytest.raises(KeyboardInterrupt):
-            papo.train(profile, tmp_path / "parts", start, 0)
+            train(profile, tmp_path / "parts", start, 0)
     folder = tmp_path / "parts" / "npr"
-    assert not (folder / "config.json").exists() and (folder / "training.json").exists()
+    assert not folder.exists() and (tmp_path / "parts" / "npr.training" / "training.json").exists()
     begun = []
     roll_out = RolloutTrainer.roll_out
 
@@ -84,7 +94,7 @@ def test_papo_goes_on_exactly(tmp_path, monkeypatch, start, at):
         return roll_out(self, prompts)
 
     monkeypatch.setattr(RolloutTrainer, "roll_out", counted)
-    papo.train(profile, tmp_path / "parts", start, 0)
+    train(profile, tmp_path / "parts", start, 0)
     assert begun == list(range((at - 1) // 2 * 2, 6))
     assert_same(tmp_path / "whole" / "npr", folder)
     rows, again = (
@@ -104,7 +114,7 @@ def killed_before_the_end(monkeypatch, module, train, *arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_checkpoint", killed)
+        patch.setattr(module, "finish_training", killed)
         with pytest.raises(KeyboardInterrupt):
             train(*arguments)
 
@@ -113,12 +123,12 @@ def killed_before_the_end(monkeypatch, module, train, *arguments):
 def test_a_second_epoch_goes_on_exactly(tmp_path, monkeypatch, start, at):
     """Three steps an epoch; the run goes on from step 4, in the second, or 6, at its end."""
     profile = load_profile("smoke", ["npr.grpo.max_steps=8", "problems.train=6"])
-    papo.train(profile, tmp_path / "whole", start, 0)
+    train(profile, tmp_path / "whole", start, 0)
     with monkeypatch.context() as patch:
         interrupt(patch, at)
         with pytest.raises(KeyboardInterrupt):
-            papo.train(profile, tmp_path / "parts", start, 0)
-    papo.train(profile, tmp_path / "parts", start, 0)
+            train(profile, tmp_path / "parts", start, 0)
+    train(profile, tmp_path / "parts", start, 0)
     assert_same(tmp_path / "whole" / "npr", tmp_path / "parts" / "npr")
     rows, again = (
         pd.read_parquet(tmp_path / name / "rollouts" / "npr.parquet") for name in ("whole", "parts")
@@ -132,12 +142,12 @@ def test_a_second_epoch_goes_on_exactly(tmp_path, monkeypatch, start, at):
 def test_a_kill_while_something_is_written_costs_only_that(tmp_path, monkeypatch, start):
     """A checkpoint without the file that is written last, one with half of it, half a log line."""
     profile = load_profile("smoke", STEPS)
-    papo.train(profile, tmp_path / "whole", start, 0)
+    train(profile, tmp_path / "whole", start, 0)
     with monkeypatch.context() as patch:
         interrupt(patch, 4)
         with pytest.raises(KeyboardInterrupt):
-            papo.train(profile, tmp_path / "parts", start, 0)
-    folder = tmp_path / "parts" / "npr"
+            train(profile, tmp_path / "parts", start, 0)
+    folder = tmp_path / "parts" / "npr.training"
     for step, content in ((4, None), (6, '{"global_step": 6, "ma')):
         cut = shutil.copytree(folder / "checkpoint-2", folder / f"checkpoint-{step}")
         (cut / "trainer_state.json").unlink()
@@ -145,8 +155,8 @@ def test_a_kill_while_something_is_written_costs_only_that(tmp_path, monkeypatch
             (cut / "trainer_state.json").write_text(content)
     with (folder / "log.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    papo.train(profile, tmp_path / "parts", start, 0)
-    assert_same(tmp_path / "whole" / "npr", folder)
+    train(profile, tmp_path / "parts", start, 0)
+    assert_same(tmp_path / "whole" / "npr", tmp_path / "parts" / "npr")
 
 
 @pytest.mark.parametrize("best", [2, 6])
@@ -160,9 +170,9 @@ def test_a_run_killed_after_its_last_step_is_not_trained_further(
 
     monkeypatch.setattr(RolloutTrainer, "evaluate", judged)
     profile = load_profile("smoke", STEPS)
-    papo.train(profile, tmp_path / "whole", start, 0)
-    killed_before_the_end(monkeypatch, stage, papo.train, profile, tmp_path / "parts", start, 0)
-    papo.train(profile, tmp_path / "parts", start, 0)
+    train(profile, tmp_path / "whole", start, 0)
+    killed_before_the_end(monkeypatch, reinforce, train, profile, tmp_path / "parts", start, 0)
+    train(profile, tmp_path / "parts", start, 0)
     assert_same(tmp_path / "whole" / "npr", tmp_path / "parts" / "npr")
     rows = pd.read_parquet(tmp_path / "parts" / "rollouts" / "npr.parquet")
     assert rows["step"].unique().tolist() == list(range(6))
@@ -170,33 +180,35 @@ def test_a_run_killed_after_its_last_step_is_not_trained_further(
 
 def test_a_finished_run_is_not_repeated_and_another_begins_anew(tmp_path, start, capsys):
     profile = load_profile("smoke", ["npr.grpo.max_steps=2"])
-    folder = papo.train(profile, tmp_path, start, 0)
+    folder = train(profile, tmp_path, start, 0)
     written = (folder / "model.safetensors").stat().st_mtime_ns
     table = tmp_path / "rollouts" / "npr.parquet"
     rows = table.read_bytes()
     table.unlink()
-    papo.train(profile, tmp_path, start, 0)
+    train(profile, tmp_path, start, 0)
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
     assert table.read_bytes() == rows
     assert "was trained before" in capsys.readouterr().out
-    papo.train(profile, tmp_path, start, 1)
+    train(profile, tmp_path, start, 1)
     assert (folder / "model.safetensors").stat().st_mtime_ns > written
+    (before,) = (tmp_path / "aside").iterdir()  # what was there is not lost
+    assert (before / "model.safetensors").stat().st_mtime_ns == written
 
 
 def test_other_problems_in_the_same_file_are_another_run(tmp_path, start):
     path = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
     profile = load_profile("smoke", ["npr.grpo.max_steps=2"])
-    profile["problems"] = {"kind": "file", "path": path}
+    profile = replace(profile, problems={"kind": "file", "path": path})
 
-    def train(answer):
+    def train_on(answer):
         for name in path.values():
             rows = [{"problem": f"A={i};", "answer": answer} for i in range(8)]
             Path(name).write_text("\n".join(map(json.dumps, rows)))
-        papo.train(profile, tmp_path, start, 0)
+        train(profile, tmp_path, start, 0)
         return set(pd.read_parquet(tmp_path / "rollouts" / "npr.parquet")["answer"])
 
-    assert train("1") == {"1"}
-    assert train("2") == {"2"}
+    assert train_on("1") == {"1"}
+    assert train_on("2") == {"2"}
 
 
 def test_the_best_checkpoint_by_validation_is_kept(tmp_path, monkeypatch, start):
@@ -211,7 +223,7 @@ def test_the_best_checkpoint_by_validation_is_kept(tmp_path, monkeypatch, start)
         return metrics
 
     monkeypatch.setattr(RolloutTrainer, "evaluate", evaluate)
-    folder = papo.train(load_profile("smoke", STEPS), tmp_path, start, 0)
+    folder = train(load_profile("smoke", STEPS), tmp_path, start, 0)
     kept = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     same = {
         step: all(torch.equal(kept[name], tensor) for name, tensor in saved.items() if name in kept)
@@ -221,7 +233,7 @@ def test_the_best_checkpoint_by_validation_is_kept(tmp_path, monkeypatch, start)
 
 
 def test_validation_answers_held_out_problems_the_same_way_each_time(tmp_path, start):
-    folder = papo.train(load_profile("smoke", STEPS), tmp_path, start, 0)
+    folder = train(load_profile("smoke", STEPS), tmp_path, start, 0)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     seen = [row for row in log if "eval_reward" in row]
     assert [row["step"] for row in seen] == [2, 4, 6]
@@ -232,30 +244,30 @@ def test_validation_answers_held_out_problems_the_same_way_each_time(tmp_path, s
 def test_a_checkpoint_inside_a_rollout_batch_is_refused(tmp_path, start):
     several = ["npr.clip=dapo", "npr.grpo.steps_per_generation=4", "npr.validation.every=2"]
     with pytest.raises(WorkbenchError, match="every 2 steps falls into the middle of a rollout"):
-        papo.train(load_profile("smoke", several), tmp_path, start, 0)
+        train(load_profile("smoke", several), tmp_path, start, 0)
 
 
 def test_a_rollout_batch_of_broken_steps_is_refused(tmp_path, start):
     """Three parts a batch, two an optimizer step: rollouts of two batches would bear one step."""
     broken = ["npr_zero.grpo.steps_per_generation=3", "npr_zero.grpo.gradient_accumulation_steps=2"]
     with pytest.raises(WorkbenchError, match="steps_per_generation = 3 must be a multiple"):
-        dapo.train(load_profile("smoke", broken), tmp_path, start, 0)
+        dapo.train(make_stage(load_profile("smoke", broken), tmp_path, start))
 
 
 def test_fewer_validation_problems_than_asked_for_are_refused(tmp_path, start):
     with pytest.raises(WorkbenchError, match="problems = 9, but the validation split has 8"):
-        papo.train(load_profile("smoke", ["npr.validation.problems=9"]), tmp_path, start, 0)
+        train(load_profile("smoke", ["npr.validation.problems=9"]), tmp_path, start, 0)
 
 
 @pytest.mark.parametrize("override", ["npr.validation.problems=9", "npr.validation.every=3"])
 def test_a_call_that_fails_at_once_removes_nothing(tmp_path, start, override):
-    folder = papo.train(load_profile("smoke", ["npr.grpo.max_steps=2"]), tmp_path, start, 0)
+    folder = train(load_profile("smoke", ["npr.grpo.max_steps=2"]), tmp_path, start, 0)
     weights = (folder / "model.safetensors").read_bytes()
     wrong = ["npr.clip=dapo", "npr.grpo.steps_per_generation=2", override]
     with pytest.raises(WorkbenchError, match=r"middle of a rollout|split has 8"):
-        papo.train(load_profile("smoke", wrong), tmp_path, start, 0)
+        train(load_profile("smoke", wrong), tmp_path, start, 0)
     with pytest.raises(WorkbenchError, match="is not a model folder"):
-        papo.train(load_profile("smoke"), tmp_path, tmp_path / "nothing", 0)
+        train(load_profile("smoke"), tmp_path, tmp_path / "nothing", 0)
     assert (folder / "model.safetensors").read_bytes() == weights
 
 
@@ -271,14 +283,15 @@ def test_sft_goes_on_exactly(tmp_path, monkeypatch, start):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
         pd.DataFrame(rows).to_parquet(tmp_path / name / "rejection.parquet")
-    sft.train(profile, tmp_path / "whole", start, 0)
+        shutil.copytree(start, tmp_path / name / "seed")
+    sft.train(make_stage(profile, tmp_path / "whole"))
     with monkeypatch.context() as patch:
         interrupt(patch, 10)
         with pytest.raises(KeyboardInterrupt):
-            sft.train(profile, tmp_path / "parts", start, 0)
-    assert (tmp_path / "parts" / "npr_beta" / "checkpoint-8").exists()
-    killed_before_the_end(monkeypatch, sft, sft.train, profile, tmp_path / "parts", start, 0)
-    sft.train(profile, tmp_path / "parts", start, 0)
+            sft.train(make_stage(profile, tmp_path / "parts"))
+    assert (tmp_path / "parts" / "npr_beta.training" / "checkpoint-8").exists()
+    killed_before_the_end(monkeypatch, sft, sft.train, make_stage(profile, tmp_path / "parts"))
+    sft.train(make_stage(profile, tmp_path / "parts"))
     assert_same(tmp_path / "whole" / "npr_beta", tmp_path / "parts" / "npr_beta")
 
 
@@ -287,7 +300,7 @@ def test_tensorboard_gets_what_the_log_has(tmp_path, start):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     options = ["npr.grpo.max_steps=2", "npr.grpo.report_to=tensorboard"]
-    folder = papo.train(load_profile("smoke", options), tmp_path, start, 0)
+    folder = train(load_profile("smoke", options), tmp_path, start, 0)
     (events,) = folder.rglob("events.out.tfevents.*")
     board = EventAccumulator(str(events)).Reload()
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -301,8 +314,9 @@ def test_tensorboard_gets_what_the_log_has(tmp_path, start):
 
 def test_the_baseline_gets_the_same_problems_in_the_same_order(tmp_path, start):
     profile = load_profile("smoke", STEPS)
+    shutil.copytree(start, tmp_path / "sr_beta")
     for mode in ("parallel", "sequential"):
-        papo.train(profile, tmp_path, start, 0, mode)
+        train(profile, tmp_path, start, 0, mode)
     npr, sr = (pd.read_parquet(tmp_path / "rollouts" / f"{n}.parquet") for n in ("npr", "sr"))
     assert npr["problem_id"].tolist() == sr["problem_id"].tolist()
     assert npr["step"].tolist() == sr["step"].tolist()
