@@ -10,6 +10,7 @@ import pytest
 from pages import is_local, sources
 
 from npr_lib.workbench import manifest, pages, stages
+from npr_lib.workbench.pages.notebook import FIGURE, WIDGET
 
 NOTEBOOKS = sorted((stages.REPOSITORY / "notebooks").glob("*.ipynb"))
 
@@ -43,7 +44,7 @@ def said(name, text):
 
 def figure():
     drawn = go.Figure(go.Scatter(y=[1, 2, 3], name="</script>"))
-    return shown(pages.FIGURE, json.loads(drawn.to_json()))
+    return shown(FIGURE, json.loads(drawn.to_json()))
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_figures_share_one_local_script(run_dir):
     page = (run_dir / "html" / "01_second.html").read_text()
     assert sources(page) == ["plotly.min.js"]
     # the string that would end the script element is written so that it doesn't
-    assert page.count('Plotly.newPlot("figure-1"') == 1 and r'"name": "<\/script>"' in page
+    assert page.count('Plotly.newPlot("figure-1"') == 1 and r'"name": "\u003c/script\u003e"' in page
     assert '"showSendToCloud": false' in page  # plotly's default is a button that uploads
     assert sources((run_dir / "html" / "00_first.html").read_text()) == []
 
@@ -127,7 +128,7 @@ def test_code_and_messages_are_folded_away(tmp_path):
 
 def test_a_widget_becomes_a_link_and_a_progress_bar_goes(tmp_path):
     path = tmp_path / "widget.ipynb"
-    outputs = [shown(pages.WIDGET, {}, **{"text/plain": t}) for t in ("npr_lib.viz.E", "HBox")]
+    outputs = [shown(WIDGET, {}, **{"text/plain": t}) for t in ("npr_lib.viz.E", "HBox")]
     nbformat.write(executed(*outputs), path)
     pages.write_notebook(path, tmp_path / "widget.html")
     page = (tmp_path / "widget.html").read_text()
@@ -156,3 +157,134 @@ def test_index_links_pages_and_shows_headline(run_dir):
 def test_intervals_stand_on_a_line_of_their_own():
     page = pages.page("x", pages.table(["", "accuracy"], [["NPR", "97.1 % [96.1, 98.0]"]]))
     assert "<td>97.1 %<br><small>[96.1, 98.0]</small></td>" in page
+
+
+# -- what is out of date ---------------------------------------------------------------------
+
+
+def entry(status="done", inputs=(), outputs=(), **more):
+    return {"status": status, "inputs": list(inputs), "outputs": list(outputs), **more}
+
+
+def test_nothing_is_out_of_date_in_a_finished_run():
+    assert pages.out_of_date({}) == {}
+    chain = {"a": entry(outputs=["x"]), "b": entry(inputs=["x"])}
+    assert pages.out_of_date(chain) == {}
+    assert pages.out_of_date({"a": {"status": "done"}, "b": {"status": "done"}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        ("failed", "failed"),
+        ("interrupted", "was interrupted"),
+        ("running", "is running, or was killed"),
+    ],
+)
+def test_what_builds_on_a_stage_that_did_not_succeed_is_out_of_date(status, why):
+    chain = {
+        "a": entry(outputs=["seed"]),
+        "b": entry(status, ["seed"], ["model"]),
+        "c": entry(inputs=["model"], outputs=["rollouts/eval_b.parquet"]),
+        "d": entry(inputs=["rollouts/eval_*.parquet"]),
+        "aside": entry(inputs=["seed"], outputs=["other"]),
+    }
+    built = f"it depends on b, which {why}"
+    assert pages.out_of_date(chain) == {"b": f"it {why}", "c": built, "d": built}
+
+
+def test_both_causes_of_a_diamond_are_named_once():
+    diamond = {
+        "top": entry("failed", outputs=["top"]),
+        "left": entry(inputs=["top"], outputs=["left"]),
+        "right": entry("interrupted", ["top"], ["right"]),
+        "bottom": entry(inputs=["left", "right"]),
+    }
+    assert pages.out_of_date(diamond) == {
+        "top": "it failed",
+        "left": "it depends on top, which failed",
+        "right": "it was interrupted",
+        "bottom": "it depends on top, which failed, and on right, which was interrupted",
+    }
+
+
+def test_a_stage_said_to_be_stale_counts_with_its_reason():
+    reason = "changed sections: beta"
+    found = pages.out_of_date(
+        {
+            "a": entry(outputs=["x"], stale=True, reason=reason),
+            "b": entry(inputs=["x"], stale=True),
+            "c": entry(inputs=["x"]),
+            "d": entry(stale=False, reason=reason),
+        }
+    )
+    assert found == {
+        "a": reason,
+        "b": "it is out of date",
+        "c": "it depends on a, which is out of date",
+    }
+
+
+def test_folders_patterns_and_circles():
+    stages = {
+        "a": entry("failed", ["z"], ["models/*", "a"]),
+        "b": entry(inputs=["models/npr/model.safetensors"], outputs=["a.json", "b"]),
+        "c": entry(inputs=["a.json", "b/deep"], outputs=["z"]),  # a.json is not in the folder a
+        "d": entry(inputs=["ab"]),
+    }
+    assert list(pages.out_of_date(stages)) == ["a", "b", "c"]
+
+
+def reindex(run_dir, entries):
+    """Write the index anew with these changes of the stages' entries; returns it."""
+    described = manifest.read(run_dir)
+    for name, changes in entries.items():
+        described["stages"][name] |= changes
+    manifest.write(run_dir, described)
+    return pages.write_index(run_dir).read_text()
+
+
+def test_the_index_says_at_its_head_what_failed_and_marks_what_is_of_an_earlier_run(run_dir):
+    assert '"late"' not in (run_dir / "index.html").read_text()
+    for name in ("first", "second", "other"):
+        (run_dir / "metrics" / f"{name}.json").write_text("{}")
+    (run_dir / "explore.html").touch()
+    entries = {
+        "00_first": {"outputs": ["x", "metrics/first.json"]},
+        "01_second": {"status": "failed", "inputs": ["x"], "outputs": ["y", "metrics/second.json"]},
+        "90_report": {"inputs": ["y"], "outputs": ["metrics/headline.json", "explore.html"]},
+    }
+    index = reindex(run_dir, entries)
+    head, rest = index.split("<main>")[1].split("</div>", 1)
+    assert "<b>Not finished:</b> 01_second failed" in head
+    assert 'href="html/01_second.html"' in head and "Out of date:</b> 90_report" in head
+    assert rest.count("it depends on 01_second, which failed") == 4
+    section = rest[rest.index('<section class="old">') : rest.index("</section>")]
+    assert "Ladder" in section and "of an earlier run of this stage" in section
+    marked = re.findall(r'<a href="([^"]+)">[^<]*</a>[^<]*<span class="late">', rest)
+    assert set(marked) == {"metrics/second.json", "metrics/headline.json"} | {"explore.html"}
+    rows = dict(re.findall(r"<tr><td><a[^>]*>(\w+)</a></td>\s*<td>(.*?)</td>", rest, re.S))
+    assert rows["00_first"] == "done"
+    assert rows["01_second"].startswith("failed") and "late" in rows["01_second"]
+    assert rows["90_report"].startswith("done") and "late" in rows["90_report"]
+
+
+def test_the_headline_is_of_the_report_also_where_nothing_says_so(run_dir):
+    (run_dir / "html" / "90_report.html").unlink()
+    index = reindex(run_dir, {"90_report": {"status": "interrupted", "seconds": None}})
+    assert 'class="old"' in index and "90_report was interrupted (<a href=" in index
+    assert 'href="notebooks/90_report.ipynb">its notebook' in index
+    stale = {"status": "done", "stale": True, "reason": "changed <source>"}
+    index = reindex(run_dir, {"90_report": stale})
+    assert "changed &lt;source&gt;" in index and "Not finished" not in index
+
+
+def test_a_page_of_no_stage_is_linked_as_one(run_dir):
+    (run_dir / "html" / "12_ablations.html").touch()
+    text = pages.write_index(run_dir).read_text()
+    assert "Beside the stages" in text and 'href="html/12_ablations.html"' in text
+
+
+def test_the_same_records_give_the_same_index(run_dir):
+    before = (run_dir / "index.html").read_bytes()
+    assert pages.write_index(run_dir).read_bytes() == before
