@@ -1,4 +1,4 @@
-"""How a stage tells how far it is: a line in a file that whoever runs it watches."""
+"""How a stage tells how far it is: a line in a file that whoever runs it watches; and durations."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def report_progress(step: int, total: int, **metrics: Any) -> None:
     event |= {name: _plain(value) for name, value in metrics.items()}
     with Path(path).open("a", encoding="utf-8") as file:
         file.write(json.dumps(event) + "\n")
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1:15`, `3700` -> `1:01:40`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _plain(value: Any) -> Any:

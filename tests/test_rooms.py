@@ -11,7 +11,8 @@ PACKAGE = Path(npr_lib.__file__).parent
 ORDER = (
     *("npr_lib", "files", "identity", "progress", "side_by_side"),
     *("reasoning", "engine", "engine.sglang", "verify", "rewards", "tasks", "tasks.parts"),
-    *("profiles", "train", "analysis", "viz", "viz.explorer", "workbench", "bench", "__main__"),
+    *("profiles", "train", "analysis", "viz", "viz.explorer"),
+    *("workbench.pages", "workbench", "bench", "__main__"),
 )
 # A package's own front door may show what its inner room has.
 FRONT_DOORS = {("engine", "engine.sglang"), ("viz", "viz.explorer")}

@@ -16,6 +16,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from npr_lib.progress import duration as duration
+
 POLL_SECONDS = 0.2
 LINE_SECONDS = 5.0
 
@@ -141,10 +143,3 @@ def _left(start: dict, event: dict) -> str:
         return ""
     left = (event["time"] - start["time"]) / done * (event["total"] - event["step"])
     return f"{duration(left)} left"
-
-
-def duration(seconds: float) -> str:
-    """`75` -> `1:15`, `3700` -> `1:01:40`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -15,12 +15,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from pages import is_local, sources
 
 from npr_lib import __main__
 from npr_lib.profiles.profile import ProfileError, load_profile, names
-from npr_lib.progress import VARIABLE, report_progress
-from npr_lib.workbench import pipeline, progress, stages
+from npr_lib.workbench import pipeline, stages
 from npr_lib.workbench.notebook import StageError
 from npr_lib.workbench.stages import Stage
 
@@ -163,62 +161,6 @@ def test_manifest(finished):
         assert 0 < stage["seconds"] < 120 and stage["start"] <= stage["end"]
 
 
-def test_sources_are_found():
-    page = (
-        '<style>a { background: url(https://a/x.png) }</style><script src="https://b/x.js">'
-        '</script><link rel="stylesheet" href="//c/x.css"><a href="https://fine">x</a>'
-        '<script>import mermaid from "https://d/m.mjs";</script><p style="background:url(/e)">'
-    )
-    found = ["https://a/x.png", "https://b/x.js", "//c/x.css", "https://d/m.mjs", "/e"]
-    assert sources(page) == found
-    local = ("plotly.min.js", "data:image/png;base64,AA==", "../a/b.png")
-    assert not any(map(is_local, found)) and all(map(is_local, local))
-
-
-def test_pages_make_no_network_request(finished):
-    _, run_dir, _, _ = finished
-    pages = [run_dir / "index.html", *sorted((run_dir / "html").glob("*.html"))]
-    assert len(pages) == 4
-    for page in pages:
-        text = page.read_text()
-        assert all(map(is_local, sources(text))), page
-        assert "require.js" not in text and "mathjax" not in text.lower()
-        assert len(text) < 200_000
-
-
-def test_figures_share_one_local_script(finished):
-    _, run_dir, _, _ = finished
-    assert (run_dir / "html" / "plotly.min.js").stat().st_size > 1_000_000
-    page = (run_dir / "html" / "01_second.html").read_text()
-    assert sources(page) == ["plotly.min.js"]
-    # the string that would end the script element is written so that it doesn't
-    assert page.count('Plotly.newPlot("figure-1"') == 1 and r'"name": "<\/script>"' in page
-    assert '"showSendToCloud": false' in page  # plotly's default is a button that uploads
-    assert sources((run_dir / "html" / "00_first.html").read_text()) == []
-    # nor does the executed notebook carry the script
-    assert (run_dir / "notebooks" / "01_second.ipynb").stat().st_size < 100_000
-
-
-def test_formulas_become_mathml(finished):
-    _, run_dir, _, _ = finished
-    page = (run_dir / "html" / "00_first.html").read_text()
-    assert "<mfrac>" in page and "$" not in page.split("<body>")[1]
-
-
-def test_index_links_pages_and_shows_headline(finished):
-    _, run_dir, _, _ = finished
-    index = (run_dir / "index.html").read_text()
-    links = re.findall(r'href="([^"]+)"', index)
-    assert {"html/00_first.html", "html/90_third.html", "manifest.json"} <= set(links)
-    assert all((run_dir / link).exists() for link in links)
-    assert (
-        "<h2>Ladder</h2>" in index
-        and "&lt;NPR&gt;" in index
-        and "0.75" in index
-        and "torch 2.13" in index
-    )
-
-
 def test_pages_and_notebooks_tell_no_paths_of_this_machine(finished):
     root, run_dir, _, _ = finished
     shown = [*run_dir.glob("*.html"), *run_dir.glob("html/*.html"), run_dir / "manifest.json"]
@@ -226,6 +168,12 @@ def test_pages_and_notebooks_tell_no_paths_of_this_machine(finished):
     assert not any(sys.prefix in path.read_text() for path in run_dir.glob("html/*.html"))
     for path in [*shown, *run_dir.glob("notebooks/*.ipynb")]:
         assert f'"{root}' not in path.read_text() and f"'{root}" not in path.read_text(), path
+
+
+def test_an_executed_notebook_carries_its_figures_as_data(finished):
+    _, run_dir, _, _ = finished
+    assert (run_dir / "notebooks" / "01_second.ipynb").stat().st_size < 100_000
+    assert 'Plotly.newPlot("figure-1"' in (run_dir / "html" / "01_second.html").read_text()
 
 
 def test_report_writes_the_pages_again(finished):
@@ -560,71 +508,3 @@ def test_every_input_of_the_real_table_is_made_by_an_earlier_stage():
         assert stage.checkpoint is None or stage.checkpoint in stage.inputs
         assert not made & set(stage.outputs)
         made |= set(stage.outputs)
-
-
-# -- progress --------------------------------------------------------------------------------
-
-
-def test_report_progress_is_silent_without_the_variable(tmp_path, monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.chdir(tmp_path)
-    report_progress(1, 2, reward=1.0)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_lines_are_rare_and_tell_the_time_left():
-    stream = io.StringIO()
-    lines = progress.Lines("stage", stream, seconds=3600)
-    for step in range(900):
-        lines.show({"time": float(step), "step": step, "total": 1000, "reward": 0.5})
-    assert stream.getvalue() == "stage  step 0/1000  reward 0.5\n"
-    lines.seconds = 0.0
-    lines.show({"time": 940.0, "step": 940, "total": 1000, "reward": 0.5})
-    assert stream.getvalue().splitlines()[-1] == "stage  step 940/1000  reward 0.5  1:00 left"
-    # another part starts its own clock
-    lines.show({"time": 950.0, "step": 0, "total": 10, "part": "sft"})
-    assert stream.getvalue().splitlines()[-1] == "stage  sft  step 0/10"
-
-
-def test_parts_side_by_side_keep_their_clocks():
-    stream, terminal = io.StringIO(), Terminal()
-    views = progress.Lines("stage", stream, seconds=0.0), progress.Bar("stage", terminal)
-    began = time.time() - 60
-    for step, part in ((0, "npr"), (0, "sr"), (1, "npr"), (2, "npr"), (1, "sr")):
-        for view in views:
-            view.show({"time": began + 30 * step, "step": step, "total": 3, "part": part})
-    lines = stream.getvalue().splitlines()
-    assert lines[2:] == [
-        "stage  npr  step 1/3  1:00 left",
-        "stage  npr  step 2/3  0:30 left",
-        "stage  sr  step 1/3  1:00 left",
-    ]
-    # the sixty seconds since the part began, not since its line was drawn again
-    assert re.search(r"stage sr \|.*step 1/3  01:0\d < 02:0\d left", terminal.getvalue())
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_bar_shows_stage_step_metrics_and_time_left(tmp_path, monkeypatch):
-    events, terminal = tmp_path / "events", Terminal()
-    monkeypatch.setenv(VARIABLE, str(events))
-    with progress.watch(events, "[2/8] 01_npr_zero", terminal):
-        report_progress(1, 4, reward=-0.25)
-        time.sleep(0.5)
-        report_progress(2, 4, reward=0.5, part="tail")
-    shown = terminal.getvalue()
-    assert "[2/8] 01_npr_zero |" in shown and "step 1/4" in shown and "reward -0.25" in shown
-    # what is written last is shown too, under its own part
-    assert "[2/8] 01_npr_zero tail |" in shown and "step 2/4" in shown and "left" in shown
-
-
-def test_half_written_lines_wait(tmp_path):
-    events, seen = tmp_path / "events", []
-    whole = json.dumps({"step": 1, "total": 2, "time": 0})
-    events.write_text(whole + "\n" + whole[:7])
-    ended = type("Ended", (), {"wait": lambda self, seconds: True})()
-    progress._follow(events, seen.append, ended)
-    assert seen == [json.loads(whole)]
