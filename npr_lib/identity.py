@@ -13,6 +13,7 @@ changes nothing.
 from __future__ import annotations
 
 import ast
+import dis
 import functools
 import hashlib
 import importlib
@@ -121,8 +122,10 @@ def _uses(function: FunctionType) -> dict[str, Any]:
 
 
 def _global_names(code: CodeType) -> set[str]:
+    """Not `co_names`, in which the names of attributes stand too."""
+    own = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*map(_global_names, inner))
+    return own.union(*map(_global_names, inner))
 
 
 def _value(value: Any, name: str) -> Any:
@@ -158,10 +161,11 @@ def _plain(value: Any, name: str) -> Any:
     )
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
+def imported(tree: ast.AST, door: bool = False) -> Iterator[str]:
     """The modules that a piece of source imports when it runs (and names that may be modules), in
-    its functions too; not what is there for type checkers only."""
-    if isinstance(tree, ast.If) and "TYPE_CHECKING" in ast.unparse(tree.test):
+    its functions too; not what is there for type checkers only, but for a package's front door,
+    which hands that out when it is asked for."""
+    if isinstance(tree, ast.If) and "TYPE_CHECKING" in ast.unparse(tree.test) and not door:
         return
     if isinstance(tree, ast.Import):
         yield from (alias.name for alias in tree.names)
@@ -169,7 +173,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
         yield tree.module
         yield from (f"{tree.module}.{alias.name}" for alias in tree.names)
     for child in ast.iter_child_nodes(tree):
-        yield from imported(child)
+        yield from imported(child, door)
 
 
 def closure(*modules: str) -> dict[str, str]:
@@ -194,7 +198,9 @@ def closure(*modules: str) -> dict[str, str]:
 def _read(path: Path, _changed: int) -> tuple[str, tuple[str, ...]]:
     """Digest of a module, and what it imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(imported(tree))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(
+        imported(tree, door=path.name == "__init__.py")
+    )
 
 
 def _resources(path: Path) -> Iterable[Path]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from npr_lib.reasoning.layout import BranchPath
-from npr_lib.reasoning.trajectory import Mode, Trajectory
+if TYPE_CHECKING:  # torch and transformers, which whoever only reads a profile does without
+    from npr_lib.reasoning.layout import BranchPath
+    from npr_lib.reasoning.trajectory import Mode, Trajectory
 
 # What a partial response already has: for every branch, keyed by its path with blocks counted
 # within their parent, the tokens that the policy or a person chose (the engine adds its own).
-Prefix = Mapping[BranchPath, Sequence[int]]
+Prefix = Mapping["BranchPath", Sequence[int]]
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -180,6 +181,8 @@ class Finish(Event):
 
 class Engine(Protocol):
     """The embedded engine and the SGLang engine look like this."""
+
+    tokenizer: Any
 
     def generate(
         self,

@@ -138,7 +138,9 @@ def _apply(sections: dict[str, Any], override: str) -> None:
 def _inside(key: str, sections: dict[str, Any]) -> list[str]:
     """The keys within a dotted key, as far as they are known; none for a value."""
     start = f"{key}."
-    inner = (known[len(start) :] for known in _known(sections) if known.startswith(start))
+    inner = (
+        known[len(start) :] for known in _known(sections, every=True) if known.startswith(start)
+    )
     return [name for name in inner if "." not in name]
 
 
@@ -183,37 +185,42 @@ def _pairs(section: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, A
             yield from _pairs(value, f"{start}{name}.")
 
 
-def _known(sections: Mapping[str, Any]) -> dict[str, Any]:
+def _known(sections: Mapping[str, Any], every: bool = False) -> dict[str, Any]:
     """Every dotted key that may be set. Value: the annotation that it must fit where no dataclass
-    says so, else None. `x.*`: anything may stand in x."""
+    says so, else None. `x.*`: anything may stand in x.
+
+    every: also those of mappings that these sections leave empty. Their classes, of TRL and
+        transformers, take seconds to import.
+    """
     problems, model = sections.get("problems"), sections.get("model")
-    found = dict(_of_class(Profile, ""))
+    found = dict(_of_class(Profile, "", None if every else sections))
     kind = problems.get("kind") if isinstance(problems, Mapping) else None
-    if kind is not None:
-        found |= {f"problems.{name}": hint for name, hint in fields_of_kind(str(kind)).items()}
-        found["problems.kind"] = str
-    else:
+    if kind is None:
         found["problems.*"] = None
-    if isinstance(model, Mapping) and "path" in model:  # arguments of from_pretrained
-        found |= {"model.*": None}
     else:
+        found |= {f"problems.{name}": hint for name, hint in fields_of_kind(str(kind)).items()}
+    if isinstance(model, Mapping) and "path" in model:  # arguments of from_pretrained
+        found["model.*"] = None
+    elif model or every:
         found |= {f"model.{name}": hint for name, hint in _annotations(_QWEN).items()}
-        found |= {"model.path": str}
-    return found
+    return found | {"problems.kind": str, "model.path": str}
 
 
 _QWEN = "transformers:Qwen3Config"
 
 
-def _of_class(cls: type, start: str) -> Iterator[tuple[str, Any]]:
+def _of_class(cls: type, start: str, given: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
+    """The keys of a section; given: what is set in it, None: look at everything."""
     for name, hint in get_type_hints(cls).items():
         key = f"{start}{name}"
+        inside = given if given is None else given.get(name)
         yield key, None
         if dataclasses.is_dataclass(hint):
-            yield from _of_class(hint, f"{key}.")
-        elif name in HANDED_ON:
-            given = _annotations(HANDED_ON[name]).items()
-            yield from ((f"{key}.{inner}", annotation) for inner, annotation in given)
+            inner = inside if given is None or isinstance(inside, Mapping) else {}
+            yield from _of_class(hint, f"{key}.", inner)
+        elif name in HANDED_ON and (given is None or inside):
+            fields = _annotations(HANDED_ON[name]).items()
+            yield from ((f"{key}.{inner}", annotation) for inner, annotation in fields)
         elif str(hint).startswith("dict") and key not in ("problems", "model"):
             yield f"{key}.*", None
 
@@ -235,7 +242,8 @@ def _unknown(key: str, sections: Mapping[str, Any]) -> str:
         pairs = [(key, other), (key.split(".")[-1], other.split(".")[-1])]
         return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
-    nearest = max((other for other in _known(sections) if "*" not in other), key=likeness)
+    known = (other for other in _known(sections, every=True) if "*" not in other)
+    nearest = max(known, key=likeness)
     return f"unknown parameter {key!r}; did you mean {nearest}?"
 
 

@@ -9,52 +9,65 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
-from npr_lib import __main__
-from npr_lib.profiles.profile import ProfileError, load_profile, names
-from npr_lib.workbench import pipeline, stages
-from npr_lib.workbench.notebook import StageError
-from npr_lib.workbench.stages import Stage
-
-SOURCE_DIGEST = stages.source_digest
-
-PROFILE = {"alpha": {"value": 1}, "beta": {"value": 2, "word": "x"}, "gamma": {"lr": 1e-3}}
-
-TABLE = (
-    Stage("00_first", sections=("alpha",), outputs=("first", "interpreter.txt")),
-    Stage(
-        "01_second",
-        inputs=("first",),
-        sections=("beta",),
-        outputs=("second.txt",),
-        checkpoint="first",
-    ),
-    Stage("90_third", inputs=("second.txt",), outputs=("metrics/headline.json",)),
+from npr_lib import WorkbenchError, __main__
+from npr_lib.files import REPOSITORY
+from npr_lib.profiles.profile import (
+    FOLDER,
+    Loader,
+    ProfileError,
+    load_profile,
+    make_profile,
+    names,
+    save_profile,
 )
+from npr_lib.workbench import manifest, pipeline, stages
+from npr_lib.workbench.execution import StageError
+from npr_lib.workbench.notebook import read_notebook, read_notebooks
 
-PARAMETERS = 'profile = "toy"\nrun_dir = None\ninput_checkpoint = None\nseed = 0'
+PROFILE = {
+    "problems": {"kind": "parts", "test": 1},
+    "model": {},
+    "own": {"value": 1},
+    "evaluation": {"samples": 2},
+    "sft": {"trl": {"learning_rate": 1e-3}},
+}
+TABLE = {
+    "00_first": {"sections": ["own"], "outputs": ["first", "interpreter.txt"]},
+    "01_second": {
+        "inputs": ["first"],
+        "sections": ["evaluation"],
+        "outputs": ["second.txt"],
+        "checkpoint": "first",
+    },
+    "90_third": {"inputs": ["second.txt"], "outputs": ["metrics/headline.json"]},
+}
+
+PARAMETERS = (
+    "profile = None\nrun_dir = None\ninput_checkpoint = None\nseed = None\noverrides = None"
+)
 
 # Every stage appends its name to `ran`: what was executed, told by the stages themselves.
 START = """
 from pathlib import Path
-from npr_lib.profiles.profile import load_profile
-from npr_lib.progress import VARIABLE, report_progress
-run = Path(run_dir)
-settings = load_profile(profile)
+from npr_lib.progress import report_progress
+from npr_lib.workbench import stages
+folder = Path(run_dir).resolve().parents[1] / "notebooks"
+stage = stages.begin("{name}", profile, run_dir, input_checkpoint, seed, overrides, folder)
+run = stage.run_dir
 with (run / "ran").open("a") as file:
     file.write("{name} ")
 """
 
 FIRST = """
 import sys
-(run / "first").mkdir()
-(run / "first" / "weights").write_text(str(settings["alpha"]["value"]))
+(run / "first").mkdir(exist_ok=True)
+(run / "first" / "weights").write_text(str(stage.profile.own["value"]))
 (run / "interpreter.txt").write_text(sys.executable)
 for step in range(1, 4):
     report_progress(step, 3, reward=step / 4, part="walk")
@@ -63,8 +76,8 @@ for step in range(1, 4):
 SECOND = """
 import sys
 print(sys.prefix + "/lib/module.py:1: a warning", file=sys.stderr)
-weights = (Path(input_checkpoint) / "weights").read_text()
-(run / "second.txt").write_text(weights + str(settings["beta"]["value"]) + str(seed))
+weights = (stage.checkpoint / "weights").read_text()
+(run / "second.txt").write_text(weights + str(stage.profile.evaluation.samples) + str(stage.seed))
 import plotly.graph_objects as go
 go.Figure(go.Scatter(y=[1, 2, 3], name="</script>"))
 """
@@ -83,38 +96,33 @@ $$A_i = \\frac{r_i - \\bar{r}}{\\sigma}$$
 """
 
 
-def write_notebook(path, name, code):
+def write_notebook(path, name, code, said=None):
     cells = [
         nbformat.v4.new_markdown_cell(PROSE, id="prose"),
         nbformat.v4.new_code_cell(PARAMETERS, id="parameters", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(START.format(name=name).strip(), id="start"),
         nbformat.v4.new_code_cell(code.strip(), id="work"),
+        nbformat.v4.new_code_cell("stage.end()", id="end"),
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path.parent.mkdir(exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    metadata = {"kernelspec": kernel, "npr": said or TABLE.get(name, {"outputs": ["out"]})}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
 
 
-def write_project(root):
+def write_project(root, *only):
     for name, code in (("00_first", FIRST), ("01_second", SECOND), ("90_third", THIRD)):
-        write_notebook(root / "notebooks" / f"{name}.ipynb", name, code)
+        if not only or name in only:
+            write_notebook(root / "notebooks" / f"{name}.ipynb", name, code)
     (root / "toy.yaml").write_text(yaml.safe_dump(PROFILE))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def pinned_source():
-    """These tests hold while somebody edits `npr_lib`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "source_digest", lambda package=None: "pinned")
-        yield
-
-
-def go(root, table=TABLE, **options):
+def go(root, **options):
     """Run the toy pipeline; returns (run folder, what was executed in this call, messages)."""
     ran = root / "reports" / "toy" / "ran"
     ran.unlink(missing_ok=True)
     stream = io.StringIO()
-    run_dir = pipeline.run(root / "toy.yaml", root=root, stages=table, stream=stream, **options)
+    run_dir = pipeline.run(root / "toy.yaml", root=root, stream=stream, **options)
     return run_dir, ran.read_text().split() if ran.exists() else [], stream.getvalue()
 
 
@@ -128,7 +136,7 @@ def finished(tmp_path_factory):
     decoy.write_text(json.dumps({"argv": ["false"], "display_name": "no", "language": "python"}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(root / "decoy"))
-        run_dir, ran, messages = go(root, overrides=["beta.word=y"])
+        run_dir, ran, messages = go(root, overrides=["own.word=y"])
         assert os.environ["JUPYTER_PATH"] == str(root / "decoy")
     return root, run_dir, ran, messages
 
@@ -142,14 +150,14 @@ def test_runs_every_stage_in_order_with_this_interpreter(finished):
     assert (run_dir / "interpreter.txt").read_text() == sys.executable
     assert (run_dir / "second.txt").read_text() == "120"
     assert "[1/3] 00_first  walk  step 1/3  reward 0.25" in messages
-    assert load_profile(run_dir / "profile.yaml")["beta"] == {"value": 2, "word": "y"}
+    assert load_profile(run_dir / "profile.yaml").own == {"value": 1, "word": "y"}
 
 
 def test_manifest(finished):
     _, run_dir, _, _ = finished
     manifest = json.loads((run_dir / "manifest.json").read_text())
     assert manifest["run"] == "toy"
-    assert manifest["parameters"] == {"beta.word": "y"}
+    assert manifest["parameters"] == {"own.word": "y"}
     assert manifest["seeds"] == {"run": 0}
     assert set(manifest["git"]) == {"commit", "dirty"}
     assert manifest["packages"]["torch"].startswith("2.13")
@@ -202,20 +210,35 @@ def test_a_notebook_on_request_joins_the_pages_once_it_lies_with_the_others(fini
 
 def test_only_what_changed_is_run_again(finished):
     root, run_dir, _, _ = finished
-    same = {"overrides": ["beta.word=y"]}
-    assert go(root, **same)[1] == []
-    _, ran, messages = go(root, overrides=["beta.word=y", "beta.value=7"])
+    same = ["own.word=y"]
+    assert go(root, overrides=same)[1] == []
+    _, ran, messages = go(root, overrides=[*same, "evaluation.samples=7"])
     # the third stage has no parameter of its own: it runs because its input changed
     assert ran == ["01_second", "90_third"]
-    assert "changed sections: beta" in messages and "changed inputs: second.txt" in messages
+    assert "changed sections: evaluation" in messages
+    assert "changed inputs: second.txt" in messages
     assert (run_dir / "second.txt").read_text() == "170"
     stage = json.loads((run_dir / "manifest.json").read_text())["stages"]
     assert [len(entry["runs"]) for entry in stage.values()] == [1, 2, 2]
     # a section no stage depends on
-    assert go(root, overrides=["beta.word=y", "beta.value=7", "gamma.lr=1"])[1] == []
+    same.append("evaluation.samples=7")
+    assert go(root, overrides=[*same, "sft.trl.learning_rate=1"])[1] == []
     # `from` forces a stage and those after it
-    again = go(root, from_stage="90", overrides=["beta.word=y", "beta.value=7"])
+    again = go(root, from_stage="90", overrides=same)
     assert again[1] == ["90_third"] and "asked for" in again[2]
+
+
+def test_a_dry_run_says_what_would_run_and_why_and_touches_nothing(finished):
+    root, run_dir, _, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*")}
+    _, ran, messages = go(root, dry=True, overrides=["own.word=y", "own.value=9"])
+    assert ran == [] and "00_first: changed sections: own" in messages
+    assert "01_second: if 00_first changes what it starts from" in messages.replace(
+        "changed sections: evaluation", "if 00_first changes what it starts from"
+    )
+    assert {p: p.stat().st_mtime_ns for p in run_dir.rglob("*")} == {
+        p: t for p, t in before.items() if p.name != "ran"
+    }
 
 
 def finished_stage(tmp_path):
@@ -225,81 +248,136 @@ def finished_stage(tmp_path):
     (run_dir / "in.txt").write_text("in")
     (run_dir / "out").mkdir()
     (run_dir / "out" / "a").write_text("a")
-    write_notebook(tmp_path / "notebooks" / "s.ipynb", "s", "1")
-    stage = Stage("s", inputs=("in.txt",), sections=("alpha",), outputs=("out",))
+    said = {"inputs": ["in.txt"], "sections": ["own", "problems"], "outputs": ["out"]}
+    path = tmp_path / "notebooks" / "s.ipynb"
+    write_notebook(path, "s", "1", said)
 
-    def now(profile=PROFILE, parameters=None):
-        path = tmp_path / "notebooks" / "s.ipynb"
-        return stages.fingerprint(stage, profile, parameters or {"seed": 0}, run_dir, path)
+    def now(profile=PROFILE, seed=0):
+        return stages.stage_identity(
+            read_notebook(path), make_profile(profile), run_dir, seed, None
+        )
 
-    stages.mark_done(stage, run_dir, now())
-    return stage, run_dir, now
+    stages.mark_done(read_notebook(path), run_dir, now())
+    return path, said, run_dir, now
 
 
-def test_every_part_of_the_fingerprint_counts(tmp_path, monkeypatch):
-    stage, run_dir, now = finished_stage(tmp_path)
-    assert stages.why_run(stage, run_dir, now()) is None
-    assert "seed" in stages.why_run(stage, run_dir, now(parameters={"seed": 1}))
-    other = PROFILE | {"alpha": {"value": 3}}
-    assert "alpha" in stages.why_run(stage, run_dir, now(profile=other))
-    unrelated = PROFILE | {"beta": {}}
-    assert stages.why_run(stage, run_dir, now(profile=unrelated)) is None
+def test_every_part_of_the_identity_counts(tmp_path, monkeypatch):
+    path, said, run_dir, now = finished_stage(tmp_path)
+    notebook = read_notebook(path)
+    assert stages.why_run(notebook, run_dir, now()) is None
+    assert "seed" in stages.why_run(notebook, run_dir, now(seed=1))
+    assert "own" in stages.why_run(notebook, run_dir, now(PROFILE | {"own": {"value": 3}}))
+    assert stages.why_run(notebook, run_dir, now(PROFILE | {"evaluation": {}})) is None
     (run_dir / "in.txt").write_text("other")
-    assert "in.txt" in stages.why_run(stage, run_dir, now())
+    assert "in.txt" in stages.why_run(notebook, run_dir, now())
     (run_dir / "in.txt").write_text("in")
     (run_dir / "out" / "b").write_text("b")
-    assert "out" in stages.why_run(stage, run_dir, now())
+    assert "out" in stages.why_run(notebook, run_dir, now())
     (run_dir / "out" / "b").unlink()
-    assert stages.why_run(stage, run_dir, now()) is None
-    write_notebook(tmp_path / "notebooks" / "s.ipynb", "s", "2")
-    assert "notebook" in stages.why_run(stage, run_dir, now())
-    write_notebook(tmp_path / "notebooks" / "s.ipynb", "s", "1")
-    monkeypatch.setattr(stages, "source_digest", lambda package=None: "other")
-    assert "source" in stages.why_run(stage, run_dir, now())
+    assert stages.why_run(notebook, run_dir, now()) is None
+    write_notebook(path, "s", "2", said)
+    assert "notebook" in stages.why_run(notebook, run_dir, now())
+    write_notebook(path, "s", "1", said)
+    monkeypatch.setattr(stages, "closure", lambda *_: {"npr_lib.engine": "other"})
+    assert "source" in stages.why_run(notebook, run_dir, now())
 
 
 def test_the_problems_of_a_local_file_are_an_input(tmp_path):
-    stage, run_dir, _ = finished_stage(tmp_path)
-    stage, file = replace(stage, sections=("problems",)), tmp_path / "mine.jsonl"
+    path, _, run_dir, now = finished_stage(tmp_path)
+    notebook, file = read_notebook(path), tmp_path / "mine.jsonl"
+    profile = PROFILE | {"problems": {"kind": "file", "path": {"test": str(file)}}}
     file.write_text('{"problem": "1+1", "answer": "2"}')
-    notebook = tmp_path / "notebooks" / "s.ipynb"
-
-    def now():
-        profile = PROFILE | {"problems": {"kind": "file", "path": {"test": str(file)}}}
-        return stages.fingerprint(stage, profile, {"seed": 0}, run_dir, notebook)
-
-    stages.mark_done(stage, run_dir, now())
-    assert stages.why_run(stage, run_dir, now()) is None
+    stages.mark_done(notebook, run_dir, now(profile))
+    assert stages.why_run(notebook, run_dir, now(profile)) is None
     file.write_text('{"problem": "1+1", "answer": "3"}')
-    assert stages.why_run(stage, run_dir, now()) == f"changed inputs: {file}"
-
-
-def test_source_digest_sees_every_module(tmp_path):
-    package = tmp_path / "package"
-    (package / "deep").mkdir(parents=True)
-    (package / "deep" / "module.py").write_text("x = 1")
-    before = SOURCE_DIGEST(package)
-    (package / "deep" / "module.py").write_text("x = 2")
-    assert SOURCE_DIGEST(package) != before
+    assert stages.why_run(notebook, run_dir, now(profile)) == "changed inputs: problems"
 
 
 def test_missing_output_is_an_error(tmp_path):
-    stage, run_dir, now = finished_stage(tmp_path)
+    path, _, run_dir, now = finished_stage(tmp_path)
     (run_dir / "out" / "a").unlink()
     (run_dir / "out").rmdir()
     with pytest.raises(ValueError, match="without making out"):
-        stages.mark_done(stage, run_dir, now())
+        stages.mark_done(read_notebook(path), run_dir, now())
+
+
+# -- a notebook of one's own -----------------------------------------------------------------
+
+MINE = """
+text = (run / "second.txt").read_text()
+(run / "mine.txt").write_text(text + stage.profile.own["word"])
+"""
+
+
+def test_a_notebook_put_into_the_folder_is_a_stage(tmp_path):
+    write_project(tmp_path)
+    said = {"inputs": ["second.txt"], "outputs": ["mine.txt"], "sections": ["own"]}
+    write_notebook(tmp_path / "notebooks" / "30_mine.ipynb", "30_mine", MINE, said)
+    run_dir, ran, _ = go(tmp_path, overrides=["own.word=z"])
+    assert ran == ["00_first", "01_second", "30_mine", "90_third"]
+    assert (run_dir / "mine.txt").read_text() == "120z"
+    assert "30_mine" in (run_dir / "index.html").read_text()
+    assert (run_dir / "html" / "30_mine.html").exists()
+    assert go(tmp_path, overrides=["own.word=z"])[1] == []
+
+
+def test_a_profile_may_name_a_notebook_that_lies_elsewhere(tmp_path):
+    write_project(tmp_path)
+    path = tmp_path / "elsewhere" / "30_mine.ipynb"
+    said = {"inputs": ["second.txt"], "outputs": ["mine.txt"], "sections": ["own"]}
+    write_notebook(path, "30_mine", MINE.replace('"word"', '"value"'), said)
+    found = read_notebooks(tmp_path / "notebooks", [str(path)])
+    assert [n.name for n in found] == ["00_first", "01_second", "30_mine", "90_third"]
+
+
+def test_a_section_that_is_not_declared_can_not_be_read(tmp_path):
+    write_project(tmp_path, "00_first")
+    code = FIRST + "\nstage.profile.evaluation"
+    write_notebook(tmp_path / "notebooks" / "00_first.ipynb", "00_first", code)
+    with pytest.raises(StageError, match=r"reads the section 'evaluation'.*don't declare"):
+        go(tmp_path)
+
+
+def test_what_a_notebook_says_is_checked(tmp_path):
+    path = tmp_path / "x.ipynb"
+    for said, message in (
+        ({"output": ["a"]}, "metadata.npr has output"),
+        ({"sections": ["evaluatoin"]}, "no section evaluatoin"),
+    ):
+        write_notebook(path, "x", "1", said)
+        with pytest.raises(WorkbenchError, match=re.escape(message)):
+            read_notebook(path)
+
+
+def test_papermill_alone_leaves_what_a_run_leaves(tmp_path):
+    """The lock while it runs, the record, the manifest's entry; then a run has nothing to do."""
+    write_project(tmp_path)
+    run_dir = tmp_path / "reports" / "toy"
+    for name in TABLE:
+        source = tmp_path / "notebooks" / f"{name}.ipynb"
+        command = [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb")]
+        command += ["-p", "profile", str(tmp_path / "toy.yaml"), "-p", "run_dir", str(run_dir)]
+        command += ["-y", "overrides: [own.value=5]", "--no-progress-bar", "-k", "python3"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert (run_dir / "second.txt").read_text() == "520"
+    entries = manifest.read(run_dir)["stages"]
+    assert {name: entry["status"] for name, entry in entries.items()} == dict.fromkeys(
+        TABLE, "done"
+    )
+    assert load_profile(run_dir / "profile.yaml").own == {"value": 5}
+    assert go(tmp_path, overrides=["own.value=5"])[1] == []
 
 
 # -- trouble ---------------------------------------------------------------------------------
 
 
 def test_failing_cell_is_told_in_a_line_and_then_resumed(tmp_path):
-    write_project(tmp_path)
+    write_project(tmp_path, "00_first")
     notebook = tmp_path / "notebooks" / "00_first.ipynb"
     write_notebook(notebook, "00_first", "\nvalue = 1\nraise KeyError('no such word')")
     with pytest.raises(StageError) as caught:
-        go(tmp_path, TABLE[:1])
+        go(tmp_path)
     message = str(caught.value)
     assert "00_first" in message and "KeyError: 'no such word'" in message
     assert "cell 5 (value = 1)" in message  # papermill's own cell of parameters counts
@@ -308,15 +386,48 @@ def test_failing_cell_is_told_in_a_line_and_then_resumed(tmp_path):
     assert message.count("\n") == 1
     manifest = json.loads((tmp_path / "reports/toy/manifest.json").read_text())
     assert manifest["stages"]["00_first"]["status"] == "failed"
-    assert "Not finished:</b> 00_first" in (tmp_path / "reports/toy/index.html").read_text()
+    assert "00_first" in (tmp_path / "reports/toy/index.html").read_text()
     write_notebook(notebook, "00_first", FIRST)
-    assert go(tmp_path, TABLE[:1])[1] == ["00_first"]
+    assert go(tmp_path)[1] == ["00_first"]
+
+
+def test_what_a_stage_left_stays_when_it_fails_and_is_marked(finished, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(finished[0], root)
+    same = ["own.word=y", "evaluation.samples=7"]
+    run_dir = go(root, overrides=same)[0]
+    assert "out of date" not in (run_dir / "index.html").read_text()
+    write_notebook(root / "notebooks" / "01_second.ipynb", "01_second", "raise ValueError('no')")
+    left = (run_dir / "second.txt").read_text()
+    with pytest.raises(StageError):
+        go(root, overrides=same)
+    assert (run_dir / "second.txt").read_text() == left
+    assert (run_dir / "metrics" / "headline.json").exists()
+    assert "out of date" in (run_dir / "index.html").read_text()
+
+
+def test_a_value_of_the_wrong_type_touches_nothing(finished):
+    root, run_dir, _, _ = finished
+    before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+    with pytest.raises(ProfileError, match=r"npr\.grpo\.max_steps = 'abc'"):
+        go(root, overrides=["npr.grpo.max_steps=abc"])
+    after = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+    assert after == {p: content for p, content in before.items() if p.name != "ran"}
+
+
+def test_a_notebook_without_an_end_is_told(tmp_path):
+    write_project(tmp_path, "00_first")
+    path = tmp_path / "notebooks" / "00_first.ipynb"
+    document = nbformat.read(path, as_version=4)
+    document.cells.pop()
+    nbformat.write(document, path)
+    with pytest.raises(WorkbenchError, match=r"its last cell should be `stage\.end\(\)`"):
+        go(tmp_path)
 
 
 SLOW = """
 import time
 target = run / "second.txt"
-assert not target.exists(), "what the killed run left was not removed"
 target.write_text("half")
 if not (run / "hurry").exists():
     while True:
@@ -329,10 +440,9 @@ DRIVER = """
 import sys
 from pathlib import Path
 sys.path[:0] = {tests!r}
-from test_pipeline import TABLE, pipeline, stages
-stages.source_digest = lambda package=None: "pinned"
+from npr_lib.workbench import pipeline
 root = Path({root!r})
-pipeline.run(root / "toy.yaml", root=root, stages=TABLE[:2])
+pipeline.run(root / "toy.yaml", root=root)
 """
 
 
@@ -344,12 +454,12 @@ def wait_for(condition, seconds=60):
 
 
 def test_killed_run_goes_on_where_it_stopped(tmp_path):
-    write_project(tmp_path)
+    write_project(tmp_path, "00_first")
     write_notebook(tmp_path / "notebooks" / "01_second.ipynb", "01_second", SLOW)
     run_dir = tmp_path / "reports" / "toy"
     folders = [str(folder) for folder in Path(__file__).parents[:2]]
     code = DRIVER.format(tests=folders, root=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=stages.REPOSITORY)
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
     try:
         wait_for((run_dir / "alive").exists)
         with pytest.raises(pipeline.RunError, match="another process"):
@@ -361,7 +471,7 @@ def test_killed_run_goes_on_where_it_stopped(tmp_path):
     assert [path.name for path in (run_dir / "stages").iterdir()] == ["00_first.json"]
     killed = json.loads((run_dir / "manifest.json").read_text())["stages"]
     (run_dir / "hurry").touch()
-    _, ran, _ = go(tmp_path, TABLE[:2])
+    _, ran, _ = go(tmp_path)
     # the killed stage's process ended before its folder was touched
     left = (run_dir / "alive").read_text()
     assert ran == ["01_second"]
@@ -373,26 +483,10 @@ def test_killed_run_goes_on_where_it_stopped(tmp_path):
 
 
 def test_dead_kernel_is_told(tmp_path):
-    write_project(tmp_path)
+    write_project(tmp_path, "00_first")
     write_notebook(tmp_path / "notebooks" / "00_first.ipynb", "00_first", "import os\nos._exit(3)")
     with pytest.raises(StageError, match="stage 00_first failed: its process died"):
-        go(tmp_path, TABLE[:1])
-
-
-def test_removing_results_leaves_the_rest(tmp_path):
-    stage, run_dir, _ = finished_stage(tmp_path)
-    pipeline._remove_results(run_dir, stage, unfinished=True)
-    assert not (run_dir / "out").exists() and not stages.record_path(run_dir, stage).exists()
-    assert (run_dir / "in.txt").exists()
-
-
-def test_only_an_interrupted_training_is_left_to_go_on(tmp_path):
-    stage, run_dir, _ = finished_stage(tmp_path)
-    (run_dir / "out" / "training.json").write_text("{}")
-    pipeline._remove_results(run_dir, stage, unfinished=True)
-    assert (run_dir / "out").exists() and not stages.record_path(run_dir, stage).exists()
-    pipeline._remove_results(run_dir, stage, unfinished=False)
-    assert not (run_dir / "out").exists()
+        go(tmp_path)
 
 
 # -- profiles and the command line -----------------------------------------------------------
@@ -406,23 +500,33 @@ def toy(tmp_path):
 
 
 def test_overrides_are_yaml(toy):
-    given = ["alpha.value=[1, 2]", "beta.word=true", "gamma.lr=3e-4", "random_seed=5"]
+    given = ["own.value=[1, 2]", "own.word=true", "sft.trl.learning_rate=3e-4", "random_seed=5"]
     profile = load_profile(toy, given)
-    assert profile["alpha"]["value"] == [1, 2] and profile["beta"]["word"] is True
-    assert profile["gamma"]["lr"] == 3e-4 and profile["random_seed"] == 5
-    assert load_profile(toy)["alpha"] == {"value": 1}  # nothing is shared between calls
+    assert profile.own == {"value": [1, 2], "word": True}
+    assert profile.sft.trl["learning_rate"] == 3e-4 and profile.random_seed == 5
+    assert load_profile(toy).own == {"value": 1}  # nothing is shared between calls
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("alpha.valeu=1", "unknown parameter 'alpha.valeu'; did you mean alpha.value?"),
-        ("lr=1", "unknown parameter 'lr'; did you mean gamma.lr?"),
-        ("alpha.value.deep=1", "unknown parameter"),
-        ("delta.value=1", "unknown parameter 'delta.value'; did you mean "),
-        ("alpha=3", "alpha is a section"),
-        ("alpha.value", "not of the form KEY=VALUE"),
-        ("alpha.value=[1", "not YAML"),
+        ("evaluation.smaples=1", "'evaluation.smaples'; did you mean evaluation.samples?"),
+        ("samples=1", "unknown parameter 'samples'; did you mean "),
+        ("evaluation.samples.deep=1", "unknown parameter"),
+        ("delta.value=1", "unknown parameter 'delta'; did you mean "),
+        ("npr.grpo.max_gradnorm=0.5", "did you mean npr.grpo.max_grad_norm?"),
+        ("npr.span_bonuss=0.9", "did you mean npr.span_bonus?"),
+        ("problems.dependant=0.75", "did you mean problems.dependent?"),
+        ("model.hiden_size=3", "did you mean model.hidden_size?"),
+        ("evaluation=3", "evaluation is a section"),
+        ("evaluation.samples", "not of the form KEY=VALUE"),
+        ("evaluation.samples=[1", "not YAML"),
+        ("evaluation.samples=two", "evaluation.samples = 'two': Input should be a valid integer"),
+        ("evaluation.samples=true", "valid integer"),
+        ("npr.grpo.max_steps=abc", "npr.grpo.max_steps = 'abc': Input should be a valid integer"),
+        ("npr.invalid=drop", "npr.invalid = 'drop': Input should be 'filter' or 'penalize'"),
+        ("npr.sampling.temperature=-1", "temperature = -1.0: expected at least 0"),
+        ("problems.kind=files", "unknown kind of problem set: 'files'"),
     ],
 )
 def test_bad_overrides(toy, override, message):
@@ -431,13 +535,41 @@ def test_bad_overrides(toy, override, message):
     assert "\n" not in str(caught.value)
 
 
-def test_fields_of_passed_on_sections_are_known_though_unwritten(tmp_path):
-    path = tmp_path / "toy.yaml"
-    path.write_text("npr:\n  grpo: {learning_rate: 1.0e-4}\n")
-    profile = load_profile(path, ["npr.grpo.max_grad_norm=0.5"])
-    assert profile["npr"]["grpo"] == {"learning_rate": 1e-4, "max_grad_norm": 0.5}
-    with pytest.raises(ProfileError, match=r"did you mean npr\.grpo\.max_grad_norm\?"):
-        load_profile(path, ["npr.grpo.max_gradnorm=0.5"])
+@pytest.mark.parametrize("key", ["span_bonuss: 0.9", "grpo: {max_stepz: 3}"])
+def test_a_misspelt_key_in_a_file_fails_at_once(tmp_path, key):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"problems: {{kind: parts}}\nmodel: {{path: m}}\nnpr: {{{key}}}\n")
+    with pytest.raises(ProfileError, match="did you mean npr"):
+        load_profile(path)
+
+
+def test_a_minimal_profile_is_whole(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("problems: {kind: file, path: mine.jsonl}\nmodel: {path: model}\n")
+    profile = load_profile(path)
+    assert profile.npr.min_kept == 0.3 and profile.random_seed == 0
+    path.write_text("problems: {kind: file, path: mine.jsonl}\n")
+    with pytest.raises(ProfileError, match="model"):
+        load_profile(path)
+
+
+def test_every_setting_of_the_committed_profiles_arrives(tmp_path):
+    """Field by field: what a file says is what the section has."""
+    for name in names():
+        given = yaml.load((FOLDER / f"{name}.yaml").read_text(), Loader)
+        profile = load_profile(name)
+
+        def arrived(said, found, where):
+            for key, value in said.items():
+                inner = found[key] if isinstance(found, dict) else getattr(found, key)
+                if isinstance(value, dict):
+                    arrived(value, inner, f"{where}.{key}")
+                else:
+                    assert inner == value, f"{where}.{key}"
+
+        arrived(given, profile, name)
+        save_profile(profile, tmp_path / "again.yaml")
+        assert load_profile(tmp_path / "again.yaml") == profile
 
 
 def test_unknown_profiles(tmp_path):
@@ -455,7 +587,7 @@ def test_unknown_profiles(tmp_path):
     ("arguments", "message"),
     [
         (["run", "--profile", "tinny"], "unknown profile 'tinny'; there are:"),
-        (["run", "--profile", "TOY", "-p", "alpha.valu=1"], "did you mean alpha.value?"),
+        (["run", "--profile", "TOY", "-p", "npr.span_bonuss=1"], "did you mean npr.span_bonus?"),
         (["run", "--profile", "TOY", "--from", "7"], "unknown stage '7'; there are: 00_seed"),
         (["run", "--profile", "TOY", "--run", "../up"], "a run's name is"),
         (["report", "no-such-run"], "there is no run 'no-such-run'"),
@@ -471,7 +603,7 @@ def test_command_line_errors_are_one_line(toy, capsys, arguments, message):
 
 def test_help_says_it_all():
     command = [sys.executable, "-m", "npr_lib", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=stages.REPOSITORY)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0
     assert all(word in done.stdout for word in ("run", "report", "explore", "--profile"))
 
@@ -479,32 +611,67 @@ def test_help_says_it_all():
 # -- the beginning of a notebook -------------------------------------------------------------
 
 
-def test_begin_names_the_command_that_makes_a_missing_input(toy, tmp_path):
-    run_dir = tmp_path / "run"
+@pytest.fixture
+def project(tmp_path):
+    write_project(tmp_path)
+    return tmp_path
+
+
+def begin(project, name, *arguments, **options):
+    return stages.begin(name, *arguments, folder=project / "notebooks", **options)
+
+
+def test_begin_names_the_command_that_makes_a_missing_input(project):
+    run_dir = project / "run"
     with pytest.raises(stages.MissingInputError) as caught:
-        stages.begin("01_second", toy, run_dir, stages=TABLE)
+        begin(project, "01_second", project / "toy.yaml", run_dir)
     assert f"{run_dir / 'first'} does not exist" in str(caught.value)
-    output = run_dir / "notebooks" / "00_first.ipynb"
-    command = f"papermill notebooks/00_first.ipynb {output} -p profile {toy} -p run_dir {run_dir}"
-    assert command in str(caught.value) and output.parent.is_dir()
+    assert "python -m npr_lib run --profile" in str(caught.value)
+    assert not run_dir.exists()  # a misspelt folder is not made
 
 
-def test_begin_takes_another_checkpoint_for_the_default_one(toy, tmp_path):
-    given = tmp_path / "model"
+def test_begin_takes_another_checkpoint_for_the_default_one(project):
+    given, run_dir, toy = project / "model", project / "run", project / "toy.yaml"
     with pytest.raises(stages.MissingInputError, match="not a model folder"):
-        stages.begin("01_second", toy, tmp_path / "run", given, stages=TABLE)
+        begin(project, "01_second", toy, run_dir, given)
     given.mkdir()
-    context = stages.begin("01_second", toy, tmp_path / "run", given, 3, stages=TABLE)
-    assert (context.checkpoint, context.seed) == (given, 3)
-    (tmp_path / "run" / "first").mkdir()
-    context = stages.begin("01_second", toy, tmp_path / "run", stages=TABLE)
-    assert (context.checkpoint, context.seed) == (tmp_path / "run" / "first", 0)
+    stage = begin(project, "01_second", toy, run_dir, given, 3)
+    assert (stage.checkpoint, stage.seed) == (given, 3)
+    (run_dir / "first").mkdir()
+    stage = begin(project, "01_second", toy, run_dir)  # once more in the same kernel
+    assert (stage.checkpoint, stage.seed) == (run_dir / "first", 0)
 
 
-def test_every_input_of_the_real_table_is_made_by_an_earlier_stage():
+def test_begin_goes_by_the_runs_own_profile(project):
+    """Its overrides hold for whoever runs a stage of it alone, also by the profile's name."""
+    run_dir, _, _ = go(project, overrides=["random_seed=7", "own.value=4"])
+    for named in (None, project / "toy.yaml", run_dir / "profile.yaml"):
+        made_from = manifest.read(run_dir)["profile"]
+        named = made_from if named == project / "toy.yaml" else named
+        stage = begin(project, "00_first", named, run_dir)
+        assert stage.seed == 7 and stage.profile.own == {"value": 4}
+    stage = begin(project, "00_first", None, run_dir, overrides=["own.value=5"])
+    assert stage.profile.own == {"value": 5}
+    with pytest.raises(ProfileError, match="is a run of the profile"):
+        begin(project, "00_first", "smoke", run_dir)
+
+
+def test_an_unknown_stage_is_told_what_there_is(project):
+    with pytest.raises(stages.RunError, match="'30_mine'; there are: 00_first, 01_second"):
+        begin(project, "30_mine", project / "toy.yaml", project / "run")
+
+
+def test_two_may_not_work_on_one_run(project):
+    run_dir = project / "run"
+    run_dir.mkdir()
+    with stages.take_lock(run_dir), pytest.raises(stages.RunError, match="another process"):
+        begin(project, "00_first", project / "toy.yaml", run_dir)
+
+
+def test_every_input_of_the_real_notebooks_is_made_by_an_earlier_one():
     made = set()
-    for stage in stages.STAGES:
-        assert set(stage.inputs) <= made, stage.name
-        assert stage.checkpoint is None or stage.checkpoint in stage.inputs
-        assert not made & set(stage.outputs)
-        made |= set(stage.outputs)
+    for notebook in read_notebooks(REPOSITORY / "notebooks"):
+        assert set(notebook.inputs) <= made, notebook.name
+        assert notebook.checkpoint is None or notebook.checkpoint in notebook.inputs
+        assert notebook.title and not made & set(notebook.outputs)
+        made |= set(notebook.outputs)
