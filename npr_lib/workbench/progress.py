@@ -1,18 +1,20 @@
 """How the progress of a stage is shown: a bar on a terminal, a plain line now and then elsewhere.
 
-A stage runs in its own process and appends lines to a file (`npr_lib.progress`), which is tailed.
+A stage runs in its own process and appends lines to a file (`npr_lib.progress`), which is tailed;
+tqdm reckons the time left and writes the text.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -20,13 +22,14 @@ from npr_lib.progress import duration as duration
 
 POLL_SECONDS = 0.2
 LINE_SECONDS = 5.0
+BAR = "{desc} |{bar:20}| step {n_fmt}/{total_fmt}  {elapsed} < {remaining} left{shown}"
+LINE = "{desc}  step {n_fmt}/{total_fmt}{shown}  {remaining} left"
 
 
 @contextmanager
 def watch(path: Path, title: str, stream: TextIO | None = None) -> Iterator[None]:
     """Show the progress lines that appear in `path` until the block ends."""
-    stream = stream or sys.stderr
-    view = Bar(title, stream) if stream.isatty() else Lines(title, stream)
+    view = View(title, stream or sys.stderr)
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(path, view.show, ended), daemon=True)
     follower.start()
@@ -40,106 +43,70 @@ def watch(path: Path, title: str, stream: TextIO | None = None) -> Iterator[None
 
 def _follow(path: Path, show: Callable[[dict], None], ended: threading.Event) -> None:
     """Hand every complete line of a growing file to `show`, also those written last."""
-    position, rest = 0, b""
+    position = 0
     while True:
         last_look = ended.wait(POLL_SECONDS)
         if path.exists():
             with path.open("rb") as file:
                 file.seek(position)
-                chunk = file.read()
-            position += len(chunk)
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                show(json.loads(line))
+                for line in file:
+                    if line.endswith(b"\n"):  # or it is still being written
+                        position += len(line)
+                        show(json.loads(line))
         if last_look:
             return
 
 
-def describe(event: dict) -> str:
-    """The metrics of a progress event as text, such as `reward 0.43  kept 1`."""
-    shown = []
-    for name, value in event.items():
-        if name in ("time", "step", "total", "part") or value is None:
-            continue
-        text = value if isinstance(value, str) else f"{value:.3g}"
-        shown.append(f"{name} {text}")
-    return "  ".join(shown)
-
-
-class Parts:
-    """Where the parts of a stage began; they come one after another, or side by side."""
-
-    def __init__(self) -> None:
-        self.seen: dict[tuple, tuple[dict, int]] = {}  # part -> its first event, its last step
-
-    def first(self, event: dict) -> dict:
-        """The first event of this event's part, which is itself where steps begin anew."""
-        part = (event.get("part"), event["total"])
-        start, last = self.seen.get(part, (event, event["step"]))
-        start = event if event["step"] < last else start
-        self.seen[part] = (start, event["step"])
-        return start
-
-
-class Bar:
-    """A tqdm bar for a terminal, of the part that was heard of last; tqdm reckons the time left."""
-
-    FORMAT = "{desc} |{bar:20}| step {n_fmt}/{total_fmt}{postfix}  {elapsed} < {remaining} left"
-
-    def __init__(self, title: str, stream: TextIO) -> None:
-        self.title, self.stream, self.parts = title, stream, Parts()
-        self.start: dict | None = None
-        self.bar = tqdm(desc=title, file=stream, bar_format="{desc} {elapsed}", leave=False)
-
-    def show(self, event: dict) -> None:
-        start = self.parts.first(event)
-        if start is not self.start:
-            self.start = start
-            self.bar.close()
-            title = " ".join(filter(None, (self.title, event.get("part"))))
-            self.bar = tqdm(
-                desc=title,
-                total=event["total"],
-                initial=start["step"],
-                file=self.stream,
-                bar_format=self.FORMAT,
-                leave=False,
-                dynamic_ncols=True,
-            )
-            self.bar.start_t = start["time"]
-        self.bar.set_postfix_str(describe(event), refresh=False)
-        self.bar.n = event["step"]
-        self.bar.refresh()
-
-    def close(self) -> None:
-        self.bar.close()
-
-
-class Lines:
-    """Plain lines for a log: the first, and one every few seconds."""
+class View:
+    """On a terminal the part that was heard of last, drawn over and over in one line; elsewhere
+    the first line, one every few seconds, and the last."""
 
     def __init__(self, title: str, stream: TextIO, seconds: float = LINE_SECONDS) -> None:
-        self.title, self.stream, self.seconds, self.parts = title, stream, seconds, Parts()
-        self.printed = float("-inf")
+        self.title, self.stream, self.seconds = title, stream, seconds
+        # part -> when it began, its first step, its last
+        self.parts: dict[tuple, tuple[float, int, int]] = {}
+        self.draw = tqdm.status_printer(stream) if stream.isatty() else None
+        self.printed, self.held_back = float("-inf"), ""
+        if self.draw:
+            self.draw(title)
 
     def show(self, event: dict) -> None:
-        start = self.parts.first(event)
-        now = time.monotonic()
-        if now - self.printed < self.seconds:
-            return
-        self.printed = now
-        words = [self.title, event.get("part"), f"step {event['step']}/{event['total']}"]
-        words += [describe(event), _left(start, event)]
-        print("  ".join(filter(None, words)), file=self.stream, flush=True)
+        text = self.text(**event)
+        if self.draw:
+            self.draw(text)
+        elif time.monotonic() - self.printed < self.seconds:
+            self.held_back = text
+        else:
+            print(text, file=self.stream, flush=True)
+            self.printed, self.held_back = time.monotonic(), ""
+
+    def text(self, *, time: float, step: int, total: int, part: str = "", **shown: Any) -> str:
+        """One event, with the time left from the pace since its part's first; parts come one
+        after another, or side by side, and begin anew with a smaller step."""
+        began, first, last = self.parts.get((part, total), (time, step, step))
+        if step < last:
+            began, first = time, step
+        self.parts[part, total] = began, first, step
+        plain = not str(self.stream.encoding).lower().startswith("utf")
+        terminal = {"bar_format": BAR, "ncols": shutil.get_terminal_size().columns, "ascii": plain}
+        return tqdm.format_meter(
+            step,
+            total,
+            time - began,
+            initial=first,
+            prefix="  ".join(filter(None, (self.title, part))),
+            shown="".join(_shown(name, value) for name, value in shown.items()),
+            **(terminal if self.draw else {"bar_format": LINE}),
+        )
 
     def close(self) -> None:
-        """Nothing to put back in order."""
+        if self.draw:
+            self.draw("")
+            self.stream.write("\r")
+        elif self.held_back:
+            print(self.held_back, file=self.stream, flush=True)
 
 
-def _left(start: dict, event: dict) -> str:
-    """The time left, from the pace since the part's first event."""
-    done = event["step"] - start["step"]
-    if done <= 0:
-        return ""
-    left = (event["time"] - start["time"]) / done * (event["total"] - event["step"])
-    return f"{duration(left)} left"
+def _shown(name: str, value: str | float | None) -> str:
+    text = value if isinstance(value, str | None) else f"{value:.3g}"
+    return "" if text is None else f"  {name} {text}"

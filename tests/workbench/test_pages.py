@@ -216,12 +216,14 @@ def test_a_stage_said_to_be_stale_counts_with_its_reason():
             "b": entry(inputs=["x"], stale=True),
             "c": entry(inputs=["x"]),
             "d": entry(stale=False, reason=reason),
+            "e": entry("failed", stale=True, reason=reason),
         }
     )
     assert found == {
         "a": reason,
         "b": "it is out of date",
         "c": "it depends on a, which is out of date",
+        "e": "it failed",
     }
 
 

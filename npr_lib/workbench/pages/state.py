@@ -28,7 +28,8 @@ def out_of_date(stages: Mapping[str, Mapping]) -> dict[str, str]:
     for name, stage in stages.items():
         causes = [f"{cause}, which {own[cause]}" for cause in _builds_on(name, stages, own)]
         if name in own:
-            found[name] = (stage.get("stale") and stage.get("reason")) or f"it {own[name]}"
+            reason = None if stage["status"] in ENDED_BADLY else stage.get("reason")
+            found[name] = reason or f"it {own[name]}"
         elif causes:
             found[name] = f"it depends on {', and on '.join(causes)}"
     return found
