@@ -25,7 +25,7 @@ from npr_lib import WorkbenchError
 from npr_lib.files import REPOSITORY
 from npr_lib.profiles.profile import load_profile, save_profile
 from npr_lib.profiles.sections import Profile
-from npr_lib.progress import VARIABLE
+from npr_lib.progress import VARIABLE, duration
 from npr_lib.workbench import manifest, pages, progress
 from npr_lib.workbench.execution import execute, kernel, prepare
 from npr_lib.workbench.notebook import Notebook, read_notebooks
@@ -229,7 +229,7 @@ def _bring_up_to_date(job: Job, notebook: Notebook, title: str, forced: bool) ->
     manifest.record(job.run_dir, notebook, "done", time.time() - started)
     _write_page(job.run_dir / "notebooks" / notebook.path.name, job.run_dir)
     pages.write_index(job.run_dir)
-    job.say(f"{title}: done in {progress.duration(time.time() - started)}")
+    job.say(f"{title}: done in {duration(time.time() - started)}")
 
 
 def _execute(job: Job, notebook: Notebook, title: str) -> None:

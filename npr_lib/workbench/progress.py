@@ -18,8 +18,6 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from npr_lib.progress import duration as duration
-
 POLL_SECONDS = 0.2
 LINE_SECONDS = 5.0
 BAR = "{desc} |{bar:20}| step {n_fmt}/{total_fmt}  {elapsed} < {remaining} left{shown}"

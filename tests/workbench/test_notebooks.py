@@ -6,23 +6,27 @@ import importlib.util
 import io
 import json
 import shutil
-import subprocess
-import sys
+from dataclasses import replace
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 from pages import is_local, sources
 
 from npr_lib import WorkbenchError
+from npr_lib.files import REPOSITORY
 from npr_lib.profiles.profile import load_profile, save_profile
 from npr_lib.tasks.parts import task
 from npr_lib.tasks.problems import split_of
-from npr_lib.workbench import notebook, pipeline, stages
+from npr_lib.workbench import execution, pipeline, stages
+from npr_lib.workbench.notebook import read_notebooks
 
-FOLDER = stages.REPOSITORY / "notebooks"
+FOLDER = REPOSITORY / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-PARAMETERS = {"profile": "tiny", "run_dir": None, "input_checkpoint": None, "seed": 0}
+PARAMETERS = ("profile", "run_dir", "input_checkpoint", "seed", "overrides")
+TRAINED = ("npr_zero", "npr", "sr")  # their rollouts
+STAGES = [notebook for notebook in read_notebooks(FOLDER) if notebook.run]
 
 
 def cells(path, kind="code"):
@@ -34,9 +38,9 @@ def code(path):
     return "\n".join(cell.source for cell in cells(path))
 
 
-def test_every_stage_has_its_notebook():
-    known = (*stages.STAGES, *stages.ON_REQUEST)
-    assert [path.name for path in NOTEBOOKS] == sorted(stage.notebook for stage in known)
+def test_every_notebook_is_a_stage_and_says_what_it_is():
+    assert [notebook.path for notebook in read_notebooks(FOLDER)] == NOTEBOOKS
+    assert len(STAGES) == len(NOTEBOOKS) - 1  # the ablations take hours: only when asked for
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -53,8 +57,17 @@ def test_committed_notebook(path):
     assert len(tagged) == 1
     names = {}
     exec(tagged[0].source, names)
-    assert names | PARAMETERS == names, "the parameters and their defaults"
-    assert f'stages.begin("{path.stem}", profile, run_dir, input_checkpoint, seed)' in code(path)
+    assert [names[name] for name in PARAMETERS] == [None] * len(PARAMETERS)
+    given = "profile, run_dir, input_checkpoint, seed, overrides"
+    assert f'stages.begin("{path.stem}", {given})' in code(path)
+    assert cells(path)[-1].source == "stage.end()"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_papermill_tells_type_and_meaning_of_every_parameter(path):
+    found = papermill.inspect_notebook(str(path))
+    for name in PARAMETERS:
+        assert found[name]["inferred_type_name"] != "None" and found[name]["help"], name
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -78,27 +91,16 @@ def test_what_a_notebook_calls_exists(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
 def test_missing_input_names_the_command(path, tmp_path):
-    (tmp_path / "own.yaml").write_text("evaluation: {}\n")
+    (tmp_path / "own.yaml").write_text("problems: {kind: parts}\nmodel: {path: m}\n")
     parameters, begin = cells(path)[:2]
     names = {}
     exec(parameters.source, names)
     names |= {"profile": str(tmp_path / "own.yaml"), "run_dir": str(tmp_path / "run")}
-    with pytest.raises(stages.MissingInputError, match="papermill notebooks/") as caught:
+    with pytest.raises(stages.MissingInputError, match="python -m npr_lib run") as caught:
         exec(begin.source, names)
-    table = (*stages.STAGES, *stages.ON_REQUEST)
-    stage = next(stage for stage in table if stage.name == path.stem)
-    assert f"{tmp_path / 'run' / stage.inputs[0]} does not exist" in str(caught.value)
-
-
-@pytest.mark.slow
-def test_notebook_run_alone_tells_what_is_missing(tmp_path):
-    command = [sys.executable, "-m", "papermill", "notebooks/20_explore.ipynb"]
-    command += [str(tmp_path / "out.ipynb"), "--no-progress-bar"]
-    command += ["-p", "profile", "smoke", "-p", "run_dir", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=stages.REPOSITORY, capture_output=True, text=True)
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert "MissingInputError" in last and "papermill notebooks/03_npr.ipynb" in last
+    notebook = next(one for one in read_notebooks(FOLDER) if one.path == path)
+    assert f"{tmp_path / 'run' / notebook.inputs[0]} does not exist" in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +116,28 @@ def test_smoke_profile_runs_every_stage(smoke):
     _, run_dir, messages = smoke
     manifest = json.loads((run_dir / "manifest.json").read_text())
     assert [entry["status"] for entry in manifest["stages"].values()] == ["done"] * 8
-    for stage in stages.STAGES:
+    for stage in STAGES:
         for output in stage.outputs:
             assert (run_dir / output).exists(), output
         assert f"{stage.name}: done" in messages
 
 
+def test_a_run_leaves_nothing_that_no_notebook_declares(smoke):
+    _, run_dir, _ = smoke
+    own = {"index.html", "manifest.json", "profile.yaml", "progress.jsonl"}
+    own |= {"html", "notebooks", "stages", ".jupyter", ".lock"}
+    declared = {output for stage in STAGES for output in stage.outputs}
+    for path in run_dir.glob("*"):
+        inside = [path] if path.name not in ("rollouts", "metrics") else list(path.iterdir())
+        for one in inside:
+            name = one.relative_to(run_dir).as_posix()
+            assert name in declared or name in own, name
+
+
 def test_smoke_report_is_whole_and_local(smoke):
     _, run_dir, _ = smoke
     pages = [run_dir / "index.html", *sorted((run_dir / "html").glob("*.html"))]
-    assert len(pages) == 1 + len(stages.STAGES)
+    assert len(pages) == 1 + len(STAGES)
     for page in pages:
         assert all(map(is_local, sources(page.read_text()))), page
     index = pages[0].read_text()
@@ -145,8 +159,11 @@ def test_no_part_of_a_test_problem_was_ever_trained_on(smoke):
         return {split_of(text) for texts in found for text in texts}
 
     rollouts = run_dir / "rollouts"
-    for path in (run_dir / "rejection.parquet", *(rollouts.glob("[!e]*.parquet"))):
+    trained = [run_dir / "rejection.parquet", *(rollouts / f"{n}.parquet" for n in TRAINED)]
+    for path in trained:
         assert splits(path) == {"train"}, path
+    for path in rollouts.glob("validation_*.parquet"):
+        assert splits(path) == {"validation"}, path
     evaluated = sorted(rollouts.glob("eval_*.parquet"))
     assert len(evaluated) == 6
     for path in evaluated:
@@ -157,10 +174,10 @@ def test_the_ablations_run_on_the_smoke_run(smoke, tmp_path):
     """Notebook 12 on the run itself, one replicate and two ablations."""
     _, run_dir, _ = smoke
     source, target = FOLDER / "12_ablations.ipynb", tmp_path / "12_ablations.ipynb"
-    parameters = {"profile": "smoke", "run_dir": str(run_dir), "out": str(tmp_path / "variants")}
+    parameters = {"run_dir": str(run_dir), "out": str(tmp_path / "variants")}
     parameters |= {"seeds": [0], "replicates": [1], "names": ["PAPO", "invalid: filter"]}
-    with notebook.kernel(tmp_path / ".jupyter", tmp_path / "events"):
-        notebook.execute(source, target, parameters, stages.REPOSITORY, "ablations")
+    with execution.kernel(tmp_path / ".jupyter", tmp_path / "events"):
+        execution.execute(source, target, parameters, REPOSITORY, "ablations")
     tables = json.loads((tmp_path / "variants" / "ablations.json").read_text())
     assert tables["Ablations"]["index"] == ["PAPO", "invalid: filter"]
     for name in ("Accuracy", "Behaviour"):
@@ -179,13 +196,13 @@ def test_an_adopted_seed_is_reported(smoke, tmp_path):
     """
     _, run_dir, _ = smoke
     own = shutil.copytree(run_dir, tmp_path / "own")
-    profile = load_profile("smoke") | {"model": {"path": str(run_dir / "seed")}}
-    save_profile(profile, tmp_path / "own.yaml")
-    parameters = {"profile": str(tmp_path / "own.yaml"), "run_dir": str(own)}
-    with notebook.kernel(tmp_path / ".jupyter", tmp_path / "events"):
+    profile = replace(load_profile("smoke"), model={"path": str(run_dir / "seed")})
+    save_profile(profile, own / "profile.yaml")
+    parameters = {"run_dir": str(own)}
+    with execution.kernel(tmp_path / ".jupyter", tmp_path / "events"):
         for name in ("00_seed", "90_report"):
             target = tmp_path / f"{name}.ipynb"
-            notebook.execute(FOLDER / target.name, target, parameters, stages.REPOSITORY, name)
+            execution.execute(FOLDER / target.name, target, parameters, REPOSITORY, name)
             assert "not trained: the log is empty" in target.read_text()
     weights = [(folder / "seed" / "model.safetensors").read_bytes() for folder in (own, run_dir)]
     assert weights[0] == weights[1]
@@ -196,7 +213,7 @@ def test_smoke_run_is_not_run_again(smoke):
     before = (run_dir / "manifest.json").read_text()
     stream = io.StringIO()
     pipeline.run("smoke", root=root, notebooks=FOLDER, stream=stream)
-    assert stream.getvalue().count("up to date") == len(stages.STAGES)
+    assert stream.getvalue().count("up to date") == len(STAGES)
     assert json.loads((run_dir / "manifest.json").read_text()) == json.loads(before)
 
 
