@@ -82,23 +82,28 @@ def resolve(named: str | Callable[..., Any], known: Mapping[str, str] | None = N
     return found
 
 
-def describe(function: Callable[..., Any]) -> dict[str, Any]:
+def describe(function: Callable[..., Any], within: tuple[Any, ...] = ()) -> dict[str, Any]:
     """What a function is, as JSON: of a module, its name and the module's closure; of a notebook,
     its source and what it uses from around it, in turn.
+
+    within: functions that are being described already, and may be used again by those they use.
 
     Raises:
         WorkbenchError: it uses something from its notebook that can't be described.
     """
     if isinstance(function, functools.partial):
         given = {"args": list(function.args), "keywords": function.keywords}
-        return {"partial": describe(function.func), **_plain(given, "a partial's arguments")}
+        told = _plain(given, "a partial's arguments", within)
+        return {"partial": describe(function.func, within), **told}
     function = inspect.unwrap(function)
     if not isinstance(function, FunctionType):
         raise WorkbenchError(f"{function!r} is no plain function: write it with def")
     if function.__module__ != "__main__" and "<locals>" not in function.__qualname__:
         name = f"{function.__module__}:{function.__qualname__}"
         return {"function": name, "source": closure(function.__module__)}
-    return {"source": _source(function), "uses": _uses(function)}
+    if function in within:
+        return {"again": function.__qualname__}
+    return {"source": _source(function), "uses": _uses(function, (*within, function))}
 
 
 def _source(function: FunctionType) -> str:
@@ -110,7 +115,7 @@ def _source(function: FunctionType) -> str:
         return function.__code__.co_code.hex() + repr(function.__code__.co_consts)
 
 
-def _uses(function: FunctionType) -> dict[str, Any]:
+def _uses(function: FunctionType, within: tuple[Any, ...]) -> dict[str, Any]:
     """Every value that a function takes from around it: globals, closure, defaults."""
     around = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     values = {name: cell.cell_contents for name, cell in around.items()}
@@ -118,7 +123,7 @@ def _uses(function: FunctionType) -> dict[str, Any]:
         if name in function.__globals__:
             values[name] = function.__globals__[name]
     values |= {"(defaults)": function.__defaults__, "(keywords)": function.__kwdefaults__}
-    return {name: _value(value, name) for name, value in values.items() if value is not None}
+    return {n: _value(value, n, within) for n, value in values.items() if value is not None}
 
 
 def _global_names(code: CodeType) -> set[str]:
@@ -128,29 +133,29 @@ def _global_names(code: CodeType) -> set[str]:
     return own.union(*map(_global_names, inner))
 
 
-def _value(value: Any, name: str) -> Any:
+def _value(value: Any, name: str, within: tuple[Any, ...]) -> Any:
     if isinstance(value, ModuleType):
         return closure(value.__name__)
     if isinstance(value, type):
         return closure(value.__module__) if value.__module__ != "__main__" else _class(value)
     if isinstance(value, FunctionType | functools.partial):
-        return describe(value)
+        return describe(value, within)
     if callable(value):  # a builtin, a method of an installed package
         return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', type(value))}"
-    return _plain(value, name)
+    return _plain(value, name, within)
 
 
 def _class(value: type) -> str:
     return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(value))))
 
 
-def _plain(value: Any, name: str) -> Any:
+def _plain(value: Any, name: str, within: tuple[Any, ...]) -> Any:
     """A value as JSON keeps it."""
     if isinstance(value, Mapping):
-        return {str(key): _value(inner, f"{name}[{key!r}]") for key, inner in value.items()}
+        return {str(k): _value(inner, f"{name}[{k!r}]", within) for k, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         ordered = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
-        return [_value(inner, f"an item of {name}") for inner in ordered]
+        return [_value(inner, f"an item of {name}", within) for inner in ordered]
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if hasattr(value, "tobytes"):  # an array

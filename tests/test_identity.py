@@ -65,6 +65,16 @@ def test_what_can_not_be_told_is_refused():
             describe(reward)
 
 
+def test_functions_may_use_one_another():
+    source = """
+        def even(n):
+            return n == 0 or odd(n - 1)
+        def odd(n):
+            return n != 0 and even(n - 1)
+    """
+    assert describe(in_a_notebook(source)) == describe(in_a_notebook(source))
+
+
 def test_an_attribute_is_no_global_of_the_same_name():
     source = "def reward(rollout):\n    return rollout.problem.answer\n"
     assert describe(in_a_notebook(source, problem=object())) == describe(in_a_notebook(source))
