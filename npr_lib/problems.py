@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from npr_lib import parts as parts_task
-from npr_lib.rewards import math_equal
+from npr_lib.verify import math_equal
 
 if TYPE_CHECKING:  # slow to import, and only build_prompt sees one
     from transformers import PreTrainedTokenizerBase
