@@ -4,7 +4,7 @@
     engine = SGLangEngine(url="http://host:30000")               # a `python -m npr_lib serve` there
     trajectories = engine.generate(["1+1?"], SamplingParams(max_tokens=64), n=8)
 
-Decoding happens in SGLang's scheduler (sglang_plugin.py); this is its client. What it does not do
+Decoding happens in SGLang's scheduler (plugin.py); this is its client. What it does not do
 as the embedded engine does is in docs/sglang.md.
 """
 

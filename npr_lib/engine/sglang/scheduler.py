@@ -1,7 +1,7 @@
 """The families inside SGLang's scheduler: admission, carriers, what happens after a batch.
 
 `Families` belongs to one `sglang.srt.managers.scheduler.Scheduler` (one a rank; all ranks see the
-same tokens and so take the same decisions). The hooks of sglang_plugin.py call it.
+same tokens and so take the same decisions). The hooks of plugin.py call it.
 """
 
 from __future__ import annotations
