@@ -17,7 +17,7 @@ from oracles import random_model
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 from test_explorer import HOSTILE, HUGE, TOKENIZER
-from test_viz import block, trajectory
+from test_response import block, trajectory
 
 from npr_lib import viz
 from npr_lib.analysis.ladder import LADDER
