@@ -25,6 +25,7 @@ from npr_lib.analysis.tables import read_responses
 from npr_lib.profiles.profile import load_profile, save_profile
 from npr_lib.reasoning.trajectory import to_rows, write_rollouts
 from npr_lib.viz.explorer import data
+from npr_lib.viz.explorer.response import VIEWS
 from npr_lib.workbench import pages, pipeline
 from npr_lib.workbench.stages import REPOSITORY
 
@@ -217,7 +218,10 @@ def response_is_drawn(page, number, branches):
 
 def test_responses_are_drawn_in_a_notebooks_page(driver, tmp_path):
     """Two in one page, each in its own place, and without a request."""
-    shown = [viz.response(response(PARTS[:k], k), TOKENIZER, f"problem {k}") for k in (3, 2)]
+    shown = [
+        viz.response(response(PARTS, 19), TOKENIZER, "problem 3", VIEWS),
+        viz.response(response(PARTS[:2], 15), TOKENIZER, "problem 2"),
+    ]
     outputs = [
         nbformat.v4.new_output("display_data", {"text/html": one._repr_html_()}) for one in shown
     ]

@@ -1,8 +1,9 @@
 """What the interactive explorer shows: a table of rollouts and, one by one, their trajectories.
 
-The front end (`frontend/`: plain JavaScript and CSS, no build step) is used twice: as a widget that
-asks for a trajectory when it is selected (`widget`), and in one self-contained page that holds all
-of them, compressed (`page`). Both are given the same two things:
+The front end (`frontend/`: plain JavaScript and CSS, no build step) is used three times: as a
+widget that asks for a trajectory when it is selected (`widget`), in one self-contained page that
+holds all of them, compressed (`page`), and in a fragment that holds one (`response`). All are given
+the same two things:
 
     table(rollouts)       columns of the table, one value a rollout
     record(trajectory)    one trajectory: nodes, edges, lanes, spans, tokens
@@ -42,7 +43,7 @@ FRONTEND = Path(__file__).parent / "frontend"
 # In the order in which each uses only what stands above it; the last one makes a widget of it all.
 MODULES = (
     *("dom", "source", "scale", "tree", "canvas", "table", "graph", "detail"),
-    *("timeline", "mask", "positions", "panels", "edits", "view", "main", "widget"),
+    *("timeline", "mask", "positions", "surprises", "panels", "edits", "view", "main", "widget"),
 )
 COLUMNS = {
     "verdict": "",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from npr_lib.reasoning.trajectory import Trajectory
 
-VIEWS = ("graph", "text", "timeline", "mask", "positions")
+VIEWS = ("graph", "text", "timeline", "mask", "positions", "surprises")
 SCRIPT = data.script(data.MODULES[:-1])  # without the widget's, which only a module may hold
 
 
@@ -67,7 +67,7 @@ def response(
         problem: stands above it, and for the prompt where there is no tokenizer to read that.
         views: any of "graph" (the segments, branches side by side), "text" (the selected one, and
             what is known of it), "timeline" (who decoded in which step of the engine), "mask" (the
-            attention that was executed) and "positions".
+            attention that was executed), "positions", "surprises" (−log p and entropy by token).
         known: of `data.COLUMNS` what else is known, such as `answer`, `advantage`, `checkpoint`;
             `accuracy` tells right from wrong.
 

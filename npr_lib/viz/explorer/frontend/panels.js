@@ -1,12 +1,13 @@
-// The drawings linked to the selected segment: timeline, attention mask, positions.
+// The drawings linked to the selected segment.
 
 import { element } from "./dom.js";
 import { mask } from "./mask.js";
 import { positions } from "./positions.js";
 import { QUANTITIES } from "./scale.js";
+import { surprises } from "./surprises.js";
 import { timeline } from "./timeline.js";
 
-const PANELS = { timeline, mask, positions };
+const PANELS = { timeline, mask, positions, surprises };
 
 // They share the record, the chosen segment, the quantity of the
 // colours, the token that is pointed at. views: names of those that are shown.

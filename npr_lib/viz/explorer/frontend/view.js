@@ -7,6 +7,7 @@ import { makeDetail } from "./detail.js";
 import { makeEdits } from "./edits.js";
 import { makePanels } from "./panels.js";
 
+// What the explorer shows of a trajectory.
 export const VIEWS = ["graph", "text", "timeline", "mask", "positions"];
 
 // Where an answer may have gone wrong: {segment} that says something false, or else that of the most
@@ -28,7 +29,7 @@ function suspect(record) {
 
 // selected(name): a segment of that name was chosen here; changed(): another response is shown;
 // edited(row, segment, label, text, token): something is to be done with it, promise of what went
-// wrong. views: which of VIEWS are shown.
+// wrong. views: which of VIEWS and PANELS are shown.
 export function makeView(tip, source, table, views, heard) {
   const { selected, changed, compared, edited, closed } = heard;
   const graph = makeGraph(tip, (index) => choose(index));
