@@ -305,10 +305,11 @@ def find(rollouts: pd.DataFrame, words: str) -> list[int]:
 
 
 def script(modules: Sequence[str] = MODULES) -> str:
-    """Modules of the front end as one, without imports; all of them are an ES module."""
+    """Modules of the front end as one, without imports and lines of comment; all of them make an
+    ES module."""
     sources = [(FRONTEND / f"{name}.js").read_text(encoding="utf-8") for name in modules]
     whole = re.sub(r'^import \{[^}]*\} from "\./\w+\.js";\n', "", "\n".join(sources), flags=re.M)
-    return re.sub(r"^export (?!default)", "", whole, flags=re.M)
+    return re.sub(r"^export (?!default)|^ *//.*\n", "", whole, flags=re.M)
 
 
 def style() -> str:
