@@ -209,7 +209,7 @@ def response_is_drawn(page, number, branches):
     assert len(tops) == 1 and len(lefts) == branches, "side by side"
     lanes = ["trunk", *(f"branch {i + 1}" for i in range(branches))]
     page.until(lambda: page.texts(".npr-lane") == lanes, "a lane a branch")
-    page.until(lambda: page.driver.execute_script(PAINTED, page.root) > 0.05, "drawings")
+    page.until(lambda: page.driver.execute_script(PAINTED, page.root) > 0.005, "drawings")
     page.click(drawn.replace("'step '", "'step 2'"))
     assert page.head() == "step 2"
     assert page.texts(".npr-lane.selected") == ["branch 2"]
