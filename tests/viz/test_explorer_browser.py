@@ -368,6 +368,7 @@ def test_a_response_is_drawn_in_the_notebook(lab, run_dir, driver):
 AT_WORK = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 run = Path({run!r})
 sys.path.insert(0, {tests!r})
 from policies import random_policy
@@ -378,7 +379,8 @@ from npr_lib.engine.branch import Response
 from npr_lib.profiles.profile import load_profile
 from npr_lib.reasoning.tokens import TagIds
 
-engine = evaluate.load_engine(load_profile("smoke"), run / "npr")
+stage = SimpleNamespace(profile=load_profile("smoke"), run_dir=run)
+engine = evaluate.load_engine(stage, "npr")
 tags = TagIds.from_tokenizer(engine.tokenizer)
 policy = random_policy(engine.tokenizer, broken=0)
 word = engine.tokenizer.encode("7", add_special_tokens=False)[0]
