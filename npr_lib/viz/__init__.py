@@ -1,33 +1,30 @@
-"""Pictures of trajectories, trainings and comparisons: plain functions returning plotly figures
-(`html` and `page` return HTML, `table` a frame of text, `explore` a widget, `slips` and `doubt`
-what they found).
+"""Pictures of trajectories, trainings and comparisons: one plain function each.
 
-    explore, page                                        of rollouts, to click through
+    response                                             one trajectory
+    explore, page                                        rollouts, to click through
     live, what_if                                        the same with an engine at work
-    graph, timeline, mask, positions, tokens, html       of one trajectory
     slips, doubt                                         where a trajectory may have gone wrong
-    curves                                               of a training log
-    ladder, paired, speed, lengths, branches, table      of evaluated checkpoints
-    adaptivity                                           of their ways to divide a problem
+    curves                                               a training log
+    ladder, paired, speed, lengths, branches, table      evaluated checkpoints
+    adaptivity                                           their ways to divide a problem
 
-Figures carry their data and fetch nothing; whoever writes them to HTML chooses where plotly's
-script lies.
+One front end (`explorer/frontend`) draws trajectories: `response` and `page` return HTML that holds
+it, `explore`, `live` and `what_if` a widget. What compares is a plotly figure (`table`: a frame of
+text); whoever writes those to HTML chooses where plotly's script lies. All carry their data and
+fetch nothing.
 """
 
 from npr_lib.viz.adaptivity import adaptivity
 from npr_lib.viz.curves import curves
 from npr_lib.viz.explorer.data import page
 from npr_lib.viz.explorer.live import live
+from npr_lib.viz.explorer.response import response
 from npr_lib.viz.explorer.suspects import doubt, slips
 from npr_lib.viz.explorer.what_if import what_if
 from npr_lib.viz.explorer.widget import explore
-from npr_lib.viz.graph import graph
 from npr_lib.viz.ladder import ladder, paired, speed
 from npr_lib.viz.lengths import branches, lengths
-from npr_lib.viz.mask import mask, positions, tokens
 from npr_lib.viz.tables import table
-from npr_lib.viz.timeline import timeline
-from npr_lib.viz.transcript import html
 
 __all__ = [
     "adaptivity",
@@ -35,19 +32,14 @@ __all__ = [
     "curves",
     "doubt",
     "explore",
-    "graph",
-    "html",
     "ladder",
     "lengths",
     "live",
-    "mask",
     "page",
     "paired",
-    "positions",
+    "response",
     "slips",
     "speed",
     "table",
-    "timeline",
-    "tokens",
     "what_if",
 ]

@@ -1,19 +1,12 @@
-"""What the parts of a trajectory are called in pictures: segments, branches and tokens."""
+"""What the parts of a trajectory are called in pictures: segments and branches."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from npr_lib.viz.theme import escape
-
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from npr_lib.reasoning.layout import BranchPath, Segment
+    from npr_lib.reasoning.layout import BranchPath
     from npr_lib.reasoning.trajectory import Trajectory
-
-# Characters that would leave a hover label empty or break its line.
-_VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", " ": "␣"})
 
 
 def segment_names(trajectory: Trajectory) -> list[str]:
@@ -26,7 +19,7 @@ def segment_names(trajectory: Trajectory) -> list[str]:
     for segment in segments:
         name = segment.kind
         if segment.kind == "step":
-            name = f"step {branch_number(segment.path)}"
+            name = f"step {_number(lane(segment.path))}"
             if segment.path in begun:
                 name += ", cont."
             begun.add(segment.path)
@@ -37,22 +30,15 @@ def segment_names(trajectory: Trajectory) -> list[str]:
     return names
 
 
-def branch_number(path: BranchPath) -> str:
-    """Branch indices from 1, outermost first: "2", or "2.1" for a nested branch."""
-    return ".".join(str(branch + 1) for _, branch in path)
+def lane(path: BranchPath) -> tuple[int, ...]:
+    """The lane of the timeline that a path decodes in: its branches, of whichever blocks."""
+    return tuple(branch for _, branch in path)
 
 
-def segment_text(trajectory: Trajectory, segment: Segment, prompt: str | None = None) -> str:
-    """Text of any segment; the prompt's is not part of a trajectory, so it is passed in."""
-    if segment.kind == "prompt":
-        return "" if prompt is None else prompt
-    return trajectory.segment_text(segment)
+def lane_name(lane: tuple[int, ...]) -> str:
+    """ "trunk", "branch 2", or "branch 2.1" for a nested branch."""
+    return f"branch {_number(lane)}" if lane else "trunk"
 
 
-def token_names(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """A short escaped name for every token of prompt + completion; its id without a tokenizer."""
-    ids = [*trajectory.prompt_ids, *trajectory.completion_ids]
-    if tokenizer is None:
-        return [f"id {i}" for i in ids]
-    texts = {i: tokenizer.decode([i]) for i in set(ids)}
-    return [escape(texts[i].translate(_VISIBLE)[:40]) for i in ids]
+def _number(lane: tuple[int, ...]) -> str:
+    return ".".join(str(branch + 1) for branch in lane)

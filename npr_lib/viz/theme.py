@@ -6,7 +6,6 @@ the background along. Colours are Okabe and Ito's, told apart with any kind of c
 """
 
 import html
-import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -116,23 +115,6 @@ def row_axis(figure: go.Figure, names: Iterable[str], **place: int) -> None:
 def escape(text: str) -> str:
     """Text that plotly and a browser show as it is, tags included."""
     return html.escape(text, quote=False)
-
-
-def wrap(text: str, width: int = 64, lines: int = 14) -> str:
-    """Escaped text in lines of at most `width` characters, cut after `lines` with an ellipsis."""
-    return "<br>".join(escape(line) for line in wrapped(text, width, lines))
-
-
-def wrapped(text: str, width: int, lines: int) -> list[str]:
-    """Unescaped lines of at most `width` characters; the last one says if text was left out."""
-    # A text is looked at only as far as it can be shown.
-    shown = text[: width * (lines + 1)]
-    wrapper = textwrap.TextWrapper(width, break_on_hyphens=False)
-    broken = [part for line in shown.splitlines() for part in wrapper.wrap(line) or [""]]
-    if len(broken) > lines or len(shown) < len(text):
-        broken = broken[:lines]
-        broken[-1] = broken[-1][: width - 1].rstrip() + "…"
-    return broken
 
 
 def tint(color: str, share: float = 0.2) -> str:

@@ -297,6 +297,17 @@ def test_the_modules_fit_together():
     assert {path.stem for path in data.FRONTEND.glob("*.js")} == set(data.MODULES)
 
 
+def test_no_module_exports_what_no_one_uses():
+    texts = {path.stem: path.read_text() for path in data.FRONTEND.glob("*.js")}
+    exported = r"^export (?:async )?(?:function|const|let) (\w+)|^export \{([^}]*)\}"
+    for name, text in texts.items():
+        others = " ".join(other for stem, other in texts.items() if stem != name)
+        for one, several in re.findall(exported, text, re.MULTILINE):
+            for own in filter(None, re.split(r"[,\s]+", one or several)):
+                in_pages = own in ("mount", "pageSource", "responseSource")
+                assert in_pages or re.search(rf"\b{own}\b", others), f"{name}: {own}"
+
+
 # ------------------------------------------------------------------ parts
 
 

@@ -17,7 +17,7 @@ from oracles import random_model
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 from test_explorer import HOSTILE, HUGE, TOKENIZER
-from test_viz import block, trajectory
+from test_response import block, trajectory
 
 from npr_lib import viz
 from npr_lib.analysis.ladder import LADDER
@@ -25,7 +25,8 @@ from npr_lib.analysis.tables import read_responses
 from npr_lib.profiles.profile import load_profile, save_profile
 from npr_lib.reasoning.trajectory import to_rows, write_rollouts
 from npr_lib.viz.explorer import data
-from npr_lib.workbench import pipeline
+from npr_lib.viz.explorer.response import VIEWS
+from npr_lib.workbench import pages, pipeline
 from npr_lib.workbench.stages import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -184,6 +185,66 @@ def test_a_long_response_is_drawn_without_freezing(driver, tmp_path):
     assert max(selected) < 1 and colored < 1
 
 
+# ------------------------------------------------------------------ one response
+
+
+PAINTED = """
+const painted = [...arguments[0].querySelectorAll("canvas")].map((canvas) => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return data.filter((value, i) => i % 4 === 3 && value > 0).length / (data.length / 4);
+});
+return Math.min(...painted);
+"""
+
+
+def response_is_drawn(page, number, branches):
+    """The number-th response in a page has its branches, and what is clicked on is shown."""
+    page.enter(".npr-still", number)
+    steps = [f"step {i + 1}" for i in range(branches)]
+    drawn = ".npr-box[aria-label^='step ']"
+    page.until(lambda: len(page.all(drawn)) == branches, f"{branches} branches")
+    assert page.texts(f"{drawn} b") == steps
+    tops = {box.location["y"] for box in page.all(drawn)}
+    lefts = {box.location["x"] for box in page.all(drawn)}
+    assert len(tops) == 1 and len(lefts) == branches, "side by side"
+    lanes = ["trunk", *(f"branch {i + 1}" for i in range(branches))]
+    page.until(lambda: page.texts(".npr-lane") == lanes, "a lane a branch")
+    page.until(lambda: page.driver.execute_script(PAINTED, page.root) > 0.005, "drawings")
+    page.click(drawn.replace("'step '", "'step 2'"))
+    assert page.head() == "step 2"
+    assert page.texts(".npr-lane.selected") == ["branch 2"]
+    page.leave()
+
+
+def test_responses_are_drawn_in_a_notebooks_page(driver, tmp_path):
+    """Two in one page, each in its own place, and without a request."""
+    shown = [
+        viz.response(response(PARTS, 19), TOKENIZER, "problem 3", VIEWS),
+        viz.response(response(PARTS[:2], 15), TOKENIZER, "problem 2"),
+    ]
+    outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": one._repr_html_()}) for one in shown
+    ]
+    cell = nbformat.v4.new_code_cell("work()", outputs=outputs)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "drawn.ipynb")
+    pages.write_notebook(tmp_path / "drawn.ipynb", tmp_path / "drawn.html")
+    page = Explorer(driver, "response")
+    driver.set_window_size(1280, 1000)
+    driver.get("about:blank")
+    page.requested()
+    address = (tmp_path / "drawn.html").as_uri()
+    for scheme in ("light", "dark"):
+        asked = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", asked)
+        driver.get(address)
+        response_is_drawn(page, 0, 3)
+        page.shoot(scheme)
+    assert page.texts(".npr-detail h3") == ["step 2", "step 1"]
+    response_is_drawn(page, 1, 2)
+    asked = [url for url in page.requested() if not url.startswith(("data:", "blob:"))]
+    assert asked == [address] * 2 and page.complaints() == []
+
+
 # ------------------------------------------------------------------ in JupyterLab
 
 
@@ -283,10 +344,31 @@ tokenizer = AutoTokenizer.from_pretrained({str(run_dir / "npr")!r})"""
     assert opened < 3 and selected < 0.3
 
 
+ONE = """
+from npr_lib import viz
+from npr_lib.analysis import tables
+from npr_lib.reasoning.trajectory import from_row
+frame = tables.read_responses({run!r}, where='stage == "npr"')
+tokenizer = tables.read_tokenizer({run!r})
+for number in (0, 2):
+    display(viz.response(from_row(frame.iloc[number]), tokenizer, frame["problem"].iloc[number]))
+"""
+
+
+def test_a_response_is_drawn_in_the_notebook(lab, run_dir, driver):
+    write_notebook(run_dir / "notebooks" / "one.ipynb", [ONE.format(run=str(run_dir))])
+    page = Explorer(driver, "lab-response")
+    run_all(page, f"{lab}one.ipynb")
+    response_is_drawn(page, 0, 3)
+    page.shoot("1-drawn")
+    response_is_drawn(page, 1, 2)
+
+
 # Random weights, but well-formed responses: a policy writes them. At first its steps don't end.
 AT_WORK = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 run = Path({run!r})
 sys.path.insert(0, {tests!r})
 from policies import random_policy
@@ -297,7 +379,8 @@ from npr_lib.engine.branch import Response
 from npr_lib.profiles.profile import load_profile
 from npr_lib.reasoning.tokens import TagIds
 
-engine = evaluate.load_engine(load_profile("smoke"), run / "npr")
+stage = SimpleNamespace(profile=load_profile("smoke"), run_dir=run)
+engine = evaluate.load_engine(stage, "npr")
 tags = TagIds.from_tokenizer(engine.tokenizer)
 policy = random_policy(engine.tokenizer, broken=0)
 word = engine.tokenizer.encode("7", add_special_tokens=False)[0]

@@ -20,8 +20,7 @@ from npr_lib.reasoning.layout import branch_paths, by_branch
 from npr_lib.reasoning.tokens import TagIds
 from npr_lib.reasoning.trajectory import from_row, to_rows
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
-from npr_lib.viz import live
-from npr_lib.viz.explorer import data
+from npr_lib.viz.explorer import data, live
 from npr_lib.viz.explorer.widget import Explorer
 
 TOKENIZER = tiny_tokenizer()

@@ -144,8 +144,8 @@ def test_smoke_report_is_whole_and_local(smoke):
     for checkpoint in ("seed", "NPR-Zero", "SR-Beta", "NPR-Beta", "SR", "NPR"):
         assert f"<td>{checkpoint}</td>" in index
     page = (run_dir / "html" / "90_report.html").read_text()
-    assert page.count("Reasoning graph") >= 3 and page.count("Attention mask") >= 1
-    assert page.count('class="npr-trajectory') >= 3
+    assert page.count('"views":["graph","text"]') >= 3
+    assert page.count('"views":["timeline","mask","positions"]') == 1
 
 
 def test_no_part_of_a_test_problem_was_ever_trained_on(smoke):

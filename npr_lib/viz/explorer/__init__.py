@@ -1,1 +1,1 @@
-"""The interactive explorer: one front end, as a page of its own and as a notebook widget."""
+"""One front end for trajectories: a page of its own, a notebook widget, one response in a cell."""

@@ -1,8 +1,9 @@
 """What the interactive explorer shows: a table of rollouts and, one by one, their trajectories.
 
-The front end (`frontend/`: plain JavaScript and CSS, no build step) is used twice: as a widget that
-asks for a trajectory when it is selected (`widget`), and in one self-contained page that holds all
-of them, compressed (`page`). Both are given the same two things:
+The front end (`frontend/`: plain JavaScript and CSS, no build step) is used three times: as a
+widget that asks for a trajectory when it is selected (`widget`), in one self-contained page that
+holds all of them, compressed (`page`), and in a fragment that holds one (`response`). All are given
+the same two things:
 
     table(rollouts)       columns of the table, one value a rollout
     record(trajectory)    one trajectory: nodes, edges, lanes, spans, tokens
@@ -17,9 +18,9 @@ import json
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, groupby, pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,7 @@ from npr_lib.viz import theme
 from npr_lib.viz.explorer.formulas import formulas
 from npr_lib.viz.explorer.suspects import false_equations
 from npr_lib.viz.explorer.written import as_written
-from npr_lib.viz.graph import Box, column
-from npr_lib.viz.names import segment_names, segment_text
-from npr_lib.viz.timeline import lane_name
+from npr_lib.viz.names import lane, lane_name, segment_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,10 +40,10 @@ if TYPE_CHECKING:
     from npr_lib.reasoning.layout import Segment
 
 FRONTEND = Path(__file__).parent / "frontend"
-# In the order in which each uses only what stands above it; the last one exports the widget.
+# In the order in which each uses only what stands above it; the last one makes a widget of it all.
 MODULES = (
     *("dom", "source", "scale", "tree", "canvas", "table", "graph", "detail"),
-    *("timeline", "mask", "positions", "panels", "edits", "view", "main"),
+    *("timeline", "mask", "positions", "surprises", "panels", "edits", "view", "main", "widget"),
 )
 COLUMNS = {
     "verdict": "",
@@ -79,8 +78,8 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 Pieces = Callable[[Sequence[int], str], list[str]]
 
 
-def table(rollouts: pd.DataFrame) -> dict[str, Any]:
-    """The columns that say anything (no column of equal values but a few), as plain lists.
+def table(rollouts: pd.DataFrame, always: Collection[str] = ALWAYS) -> dict[str, Any]:
+    """The columns that say anything, as plain lists: of equal values only those of `always`.
 
     Returns:
         size: number of rollouts. columns: name -> values, None for missing ones. headings: name
@@ -105,7 +104,7 @@ def table(rollouts: pd.DataFrame) -> dict[str, Any]:
     columns = {
         name: _plain(known[name])
         for name in COLUMNS
-        if name in known and (name in ALWAYS or known[name].nunique(dropna=False) > 1)
+        if name in known and (name in always or known[name].nunique(dropna=False) > 1)
     }
     if columns.get("stage") == columns.get("checkpoint"):
         columns.pop("checkpoint", None)
@@ -156,8 +155,8 @@ def record(
     if pieces and trajectory.mode == "sequential":
         trajectory = as_written(trajectory, pieces)
     segments, names = trajectory.segments, segment_names(trajectory)
-    lanes = sorted({_lane(segment) for segment in segments})
-    texts = [segment_text(trajectory, segment, prompt) for segment in segments]
+    lanes = sorted({lane(segment.path) for segment in segments})
+    texts = [prompt if s.kind == "prompt" else trajectory.segment_text(s) for s in segments]
     ids = [*trajectory.prompt_ids, *trajectory.completion_ids]
     nodes = [
         _node(trajectory, segment, name, pieces(ids[segment.start : segment.end], text))
@@ -166,11 +165,11 @@ def record(
         for segment, name, text in zip(segments, names, texts, strict=True)
     ]
     for node, segment in zip(nodes, segments, strict=True):
-        node["lane"] = lanes.index(_lane(segment))
+        node["lane"] = lanes.index(lane(segment.path))
     return {
         "segments": nodes,
         "edges": _edges(segments),
-        "lanes": [lane_name(lane) for lane in lanes],
+        "lanes": [lane_name(one) for one in lanes],
         "logprobs": _thousandths(trajectory.logprobs),
         "entropies": _thousandths(trajectory.entropies),
         "sampled": [int(own) for own in trajectory.sampled],
@@ -187,10 +186,6 @@ def record(
 
 def _thousandths(nats: Sequence[float]) -> list[int | None]:
     return [None if math.isnan(x) else round(1000 * x) for x in nats]
-
-
-def _lane(segment: Segment) -> tuple[int, ...]:
-    return tuple(branch for _, branch in segment.path)
 
 
 def _node(trajectory: Trajectory, segment: Segment, name: str, tokens: list[str]) -> dict[str, Any]:
@@ -222,9 +217,27 @@ def _token_at(tokens: Sequence[str], offset: int) -> int:
 
 
 def _edges(segments: Sequence[Segment]) -> list[list[int]]:
-    index = {segment.start: i for i, segment in enumerate(segments)}
-    tree = column([Box(segment, "", [], 0) for segment in segments], ())
-    return [[index[a.segment.start], index[b.segment.start]] for a, b in tree.edges()]
+    """Pairs [upper, lower]: neighbours in a branch, and at a fork or a join all that meet there."""
+    edges: list[list[int]] = []
+
+    def ends(indices: Iterable[int], depth: int) -> tuple[list[int], list[int]]:
+        """The segments that a branch begins and ends with, once the edges in it are noted."""
+        items: list[tuple[list[int], list[int]]] = []
+        for forks, run in groupby(indices, lambda i: [b for b, _ in segments[i].path[depth:][:1]]):
+            if forks:
+                branches = groupby(run, lambda i: segments[i].path[depth])
+                inner = [ends(own, depth + 1) for _, own in branches]
+                items.append(
+                    tuple([i for end in side for i in end] for side in zip(*inner, strict=True))
+                )
+            else:
+                items += [([i], [i]) for i in run]
+        for (_, upper), (lower, _) in pairwise(items):
+            edges.extend(map(list, product(upper, lower)))
+        return items[0][0], items[-1][1]
+
+    ends(range(len(segments)), 0)
+    return edges
 
 
 def _violations(trajectory: Trajectory, nodes: Sequence[dict]) -> list[dict[str, Any]]:
@@ -291,11 +304,12 @@ def find(rollouts: pd.DataFrame, words: str) -> list[int]:
     return np.flatnonzero(held).tolist()
 
 
-def script() -> str:
-    """The modules of the front end as one, for an ES module without imports."""
-    sources = [(FRONTEND / f"{name}.js").read_text(encoding="utf-8") for name in MODULES]
+def script(modules: Sequence[str] = MODULES) -> str:
+    """Modules of the front end as one, without imports and lines of comment; all of them make an
+    ES module."""
+    sources = [(FRONTEND / f"{name}.js").read_text(encoding="utf-8") for name in modules]
     whole = re.sub(r'^import \{[^}]*\} from "\./\w+\.js";\n', "", "\n".join(sources), flags=re.M)
-    return re.sub(r"^export (?!default)", "", whole, flags=re.M)
+    return re.sub(r"^export (?!default)|^ *//.*\n", "", whole, flags=re.M)
 
 
 def style() -> str:
@@ -320,19 +334,23 @@ def page(
         "places": places,
         "texts": _pack(_json(texts)),
     }
-    embedded = _json(data).replace("<", "\\u003c")  # it could end the script element
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{style()}</style>\n</head>\n"
         f'<body class="npr-page">\n<div id="explorer"></div>\n'
-        f'<script type="application/json" id="data">{embedded}</script>\n'
+        f'<script type="application/json" id="data">{embedded(data)}</script>\n'
         f'<script type="module">\n{script()}\n'
         'mount(document.getElementById("explorer"),\n'
         '  pageSource(JSON.parse(document.getElementById("data").textContent)));\n'
         "</script>\n</body>\n</html>\n"
     )
+
+
+def embedded(value: Any) -> str:
+    """JSON to stand in a script element, which no text in it can end."""
+    return _json(value).replace("<", "\\u003c")
 
 
 def _json(value: Any) -> str:

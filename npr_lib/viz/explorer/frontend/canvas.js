@@ -43,10 +43,10 @@ export function axes(context, ink, width, height, x, y, across, upward) {
   context.fillStyle = ink;
   context.textAlign = "center";
   context.fillText(across, (PAD.left + width - PAD.right) / 2, height - 3);
-  for (const tick of ticks(x.low, x.high))
+  for (const tick of ticks(x))
     context.fillText(short(tick), x(tick), height - PAD.bottom + 13);
   context.textAlign = "right";
-  for (const tick of y ? ticks(y.low, y.high) : [])
+  for (const tick of y ? ticks(y) : [])
     context.fillText(short(tick), PAD.left - 5, y(tick) + 4);
   context.save();
   context.translate(10, (PAD.top + height - PAD.bottom) / 2);
@@ -56,10 +56,10 @@ export function axes(context, ink, width, height, x, y, across, upward) {
   context.restore();
 }
 
-const short = (value) => (value >= 10000 ? `${value / 1000}k` : String(value));
+const short = (value) => (value >= 10000 ? `${value / 1000}k` : String(+value.toFixed(2)));
 
-function ticks(low, high) {
-  const rough = Math.max(1, (high - low) / 5);
+function ticks({ low, high, least }) {
+  const rough = Math.max(least, (high - low) / 5);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((k) => k * power).find((one) => one >= rough);
   const found = [];
@@ -67,9 +67,9 @@ function ticks(low, high) {
   return found;
 }
 
-// Values from low to high on pixels; scale.inverse leads back.
-export function linear(low, high, from, to) {
+// Values from low to high on pixels; scale.inverse leads back. least: from one tick to the next.
+export function linear(low, high, from, to, least = 1) {
   const scale = (value) => from + ((value - low) / (high - low || 1)) * (to - from);
   scale.inverse = (pixel) => low + ((pixel - from) / (to - from)) * (high - low);
-  return Object.assign(scale, { low, high });
+  return Object.assign(scale, { low, high, least });
 }

@@ -27,7 +27,11 @@ export function makeGraph(tip, selected) {
   let known = null; // the texts of the response beside this one
   let chosen = 0;
   let quantity = QUANTITIES.kind;
-  new ResizeObserver(() => record && draw()).observe(pane);
+  let drawnAt = null; // the width that the pane had then
+  // In the next frame: what is drawn may change the pane's height, which the observer would hear of.
+  new ResizeObserver(() => {
+    if (record && pane.clientWidth !== drawnAt) requestAnimationFrame(draw);
+  }).observe(pane);
   return { pane, show, select, color, compare };
 
   // grown: it is the same response with more in it.
@@ -55,11 +59,12 @@ export function makeGraph(tip, selected) {
 
   function draw() {
     const { segments } = record;
+    drawnAt = pane.clientWidth;
     const tree = columnOf(
       segments,
       segments.map((_, i) => i),
     );
-    const { boxes, width, height } = place(tree, pane.clientWidth - 28, collapsed, linesOf);
+    const { boxes, width, height } = place(tree, drawnAt - 28, collapsed, linesOf);
     const longest = Math.max(
       ...segments.map((s) => (s.kind === "prompt" ? 0 : s.end - s.start)),
       1,

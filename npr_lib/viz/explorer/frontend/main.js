@@ -1,18 +1,19 @@
-// The explorer: the table, and beside it one trajectory or two.
+// The explorer: the table, and beside it one trajectory or two. Or, with the names of views, a still
+// of one trajectory that is as tall as what it shows.
 
 import { element, makeTip } from "./dom.js";
 import { QUANTITIES, setTheme } from "./scale.js";
-import { widgetSource } from "./source.js";
 import { makeTable } from "./table.js";
-import { makeView } from "./view.js";
+import { VIEWS, makeView } from "./view.js";
 
-export function mount(root, source) {
+export function mount(root, source, shown = null) {
   setTheme(source.table.theme);
-  const shell = element("div", { class: "npr" });
+  const shell = element("div", { class: shown ? "npr npr-still" : "npr" });
+  const makeOne = (heard) => makeView(tip, source, table, shown ?? VIEWS, heard);
   const tip = makeTip(shell);
   const table = makeTable(source, (row, beside) => (beside ? compare(row) : open(row)));
   const heard = { changed: differ, compared: compare, edited: edit };
-  const views = [makeView(tip, source, table, { ...heard, selected: follow(1) })];
+  const views = [makeOne({ ...heard, selected: follow(1) })];
   const stage = element("div", { class: "npr-views" }, views[0].pane);
   const grown = new Map(); // row -> its latest record, not yet drawn
   shell.append(toolbar(), element("div", { class: "npr-main" }, table.pane, stage));
@@ -61,9 +62,7 @@ export function mount(root, source) {
 
   function compare(row) {
     if (!views[1]) {
-      views.push(
-        makeView(tip, source, table, { ...heard, selected: follow(0), closed: close }),
-      );
+      views.push(makeOne({ ...heard, selected: follow(0), closed: close }));
       stage.append(views[1].pane);
       shell.classList.add("npr-two");
       paint();
@@ -104,8 +103,8 @@ export function mount(root, source) {
       { class: "npr-theme", title: "light or dark", onclick: turn },
       "◐",
     );
-    const hint =
-      "↑ ↓ ← → walk through the graph · Enter folds a block · “vs” or Shift+click compares";
+    const walk = "↑ ↓ ← → walk through the graph · Enter folds a block";
+    const hint = shown ? walk : `${walk} · “vs” or Shift+click compares`;
     return element(
       "nav",
       { class: "npr-toolbar" },
@@ -156,8 +155,3 @@ export function mount(root, source) {
   }
 }
 
-export default {
-  render({ model, el }) {
-    return mount(el, widgetSource(model));
-  },
-};

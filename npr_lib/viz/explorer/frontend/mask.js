@@ -27,7 +27,7 @@ export function mask(state, tip, selected) {
       const strong = q === state.chosen ? 1 : 0.5;
       for (const key of segments.slice(0, q)) {
         context.fillStyle = hides(query, key.start)
-          ? faded(highColor(), 0.16)
+          ? faded(highColor(), 0.2)
           : faded(kindColor(key.kind), strong * 0.85);
         context.fillRect(
           x(key.start),

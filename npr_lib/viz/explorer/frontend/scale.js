@@ -14,7 +14,6 @@ export function faded(color, opacity) {
 
 export const kindColor = (kind) => theme.kinds[kind];
 export const highColor = () => theme.high;
-export const lowColor = () => theme.low;
 
 // One hue from nothing to `top`; two hues around zero where values have a sign.
 const rising = (top) => (value) => faded(theme.high, 0.85 * Math.min(1, Math.max(0, value / top)));

@@ -1,4 +1,4 @@
-// Where trajectories come from: a page that holds them all, or the kernel behind a widget.
+// Where trajectories come from: a page that holds one or all of them, or the kernel behind a widget.
 //
 //   table            columns of all rollouts, at once
 //   record(row)      promise of one trajectory
@@ -6,6 +6,11 @@
 //   edit(wish)       promise of {row} of a further response, or of {error}; see edits.js
 //   watch(heard)     heard.record(row, record) and heard.table() when the kernel sends a trajectory
 //                    or another table unasked; returns a stop
+
+// One trajectory, and a table of one row.
+export function responseSource({ table, record }) {
+  return { table, record: async () => record, watch: () => () => {} };
+}
 
 export function pageSource(data) {
   const unpacked = new Map();

@@ -294,7 +294,7 @@ export function makeTable(source, chosen) {
     if (columns.temperature)
       parts.push(columns.temperature[row] === 0 ? "greedy" : `T = ${columns.temperature[row]}`);
     if (columns.sample) parts.push(`sample ${columns.sample[row]}`);
-    return visible(parts.join(" · ") || `rollout ${row}`);
+    return visible(parts.join(" · ") || (size > 1 ? `rollout ${row}` : ""));
   }
 
   function rowsOfGroup(row) {

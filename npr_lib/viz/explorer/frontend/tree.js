@@ -38,7 +38,7 @@ function narrowest(column, collapsed) {
 }
 
 // `total` cut in proportion to the tokens, but none below its least.
-export function shares(tokens, least, total) {
+function shares(tokens, least, total) {
   const fixed = new Set();
   for (;;) {
     const free = tokens.map((_, i) => i).filter((i) => !fixed.has(i));

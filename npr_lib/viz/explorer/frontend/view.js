@@ -7,6 +7,9 @@ import { makeDetail } from "./detail.js";
 import { makeEdits } from "./edits.js";
 import { makePanels } from "./panels.js";
 
+// What the explorer shows of a trajectory.
+export const VIEWS = ["graph", "text", "timeline", "mask", "positions"];
+
 // Where an answer may have gone wrong: {segment} that says something false, or else that of the most
 // surprising {token}; guidelines apart, since the order of plans is free to choose.
 function suspect(record) {
@@ -26,18 +29,22 @@ function suspect(record) {
 
 // selected(name): a segment of that name was chosen here; changed(): another response is shown;
 // edited(row, segment, label, text, token): something is to be done with it, promise of what went
-// wrong.
-export function makeView(tip, source, table, { selected, changed, compared, edited, closed }) {
+// wrong. views: which of VIEWS and PANELS are shown.
+export function makeView(tip, source, table, views, heard) {
+  const { selected, changed, compared, edited, closed } = heard;
   const graph = makeGraph(tip, (index) => choose(index));
   const edits = makeEdits((...what) => edited(row, ...what));
   const detail = makeDetail(tip, (token) => panels.set({ token }), edits);
-  const panels = makePanels(tip, (index) => choose(index));
+  const panels = makePanels(tip, (index) => choose(index), views);
   const head = element("header", { class: "npr-view-head" });
+  const middle = [["graph", graph.pane], ["text", detail.pane]]
+    .filter(([name]) => views.includes(name))
+    .map(([, pane]) => pane);
   const pane = element(
     "article",
     { class: "npr-view" },
     head,
-    element("div", { class: "npr-middle" }, graph.pane, detail.pane),
+    middle.length ? element("div", { class: "npr-middle" }, ...middle) : null,
     panels.pane,
   );
   let [row, record, name] = [null, null, null]; // name: of the selected segment
@@ -124,6 +131,7 @@ export function makeView(tip, source, table, { selected, changed, compared, edit
       record.segments.flatMap((segment) => segment.path.map(([block]) => block)),
     );
     const facts = [
+      table.titleOf(row),
       record.boxed === null ? "no answer" : `answer ${visible(shortened(record.boxed, 40))}`,
       expected === undefined || expected === null
         ? ""
@@ -160,7 +168,6 @@ export function makeView(tip, source, table, { selected, changed, compared, edit
       element(
         "div",
         { class: "npr-chips" },
-        element("span", {}, table.titleOf(row)),
         ...facts.filter(Boolean).map((fact) => element("span", {}, fact)),
       ),
       element(

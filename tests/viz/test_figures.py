@@ -222,12 +222,3 @@ def test_theme_is_legible_on_light_and_dark() -> None:
         assert theme.contrast(theme.BLACK, theme.tint(color)) > 10
     assert len(set(theme.KINDS.values())) == len(theme.KINDS)
     assert theme.contrast("#000000", "#ffffff") == pytest.approx(21)
-
-
-def test_wrapping_is_bounded_escaped_and_says_what_it_left_out() -> None:
-    assert theme.wrap("a < b\n\nc", 10) == "a &lt; b<br><br>c"
-    lines = theme.wrapped("word " * 10_000, 20, 3)
-    assert len(lines) == 3 and all(len(line) <= 20 for line in lines)
-    assert lines[-1].endswith("…")
-    assert theme.wrapped("exactly", 7, 1) == ["exactly"]
-    assert theme.wrapped("", 7, 1) == []
