@@ -105,7 +105,7 @@ def build(name: str, device: str, dtype: torch.dtype) -> Subject:
     tokenizer.eos_token = None
     kind, fields = SHAPES[name]
     if name == "tiny":
-        fields = {"vocab_size": len(tokenizer), **load_profile("tiny")["model"]}
+        fields = {"vocab_size": len(tokenizer), **load_profile("tiny").model}
     without_end = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     config = kind(**{**fields, **without_end, "max_position_embeddings": CONTEXT})
     torch.manual_seed(0)
