@@ -19,19 +19,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    AutoModelForCausalLM,
     ContinuousBatchingConfig,
     DynamicCache,
     GenerationConfig,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
-from npr_lib import WorkbenchError
 from npr_lib.engine.forward import fitting_threads, matrix_size
 from npr_lib.profiles.profile import load_profile
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
@@ -40,46 +39,14 @@ CONTEXT = 32_768  # tokens: room for every trajectory of the benchmark one token
 BLOCK = 32  # tokens in a block of generate_batch's cache
 PREFILL = 1024  # tokens a step of generate_batch at most: its own upper bound
 
-# name -> config class and fields; "tiny" is read from its profile
-SHAPES: dict[str, tuple[type[LlamaConfig] | type[Qwen3Config], dict[str, Any]]] = {
-    "tiny": (Qwen3Config, {}),
-    "llama25m": (
-        LlamaConfig,
-        {
-            "vocab_size": 16_384,
-            "hidden_size": 384,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 6,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "llama135m": (  # SmolLM2-135M
-        LlamaConfig,
-        {
-            "vocab_size": 49_152,
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "qwen3-1.7b": (
-        Qwen3Config,
-        {
-            "vocab_size": 151_936,
-            "hidden_size": 2048,
-            "intermediate_size": 6144,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "tie_word_embeddings": True,
-        },
-    ),
+FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+FIELDS += ("num_attention_heads", "num_key_value_heads", "head_dim")
+# name -> config class and its FIELDS; those of "tiny" are in its profile
+SHAPES: dict[str, tuple[type[LlamaConfig] | type[Qwen3Config], tuple[int, ...]]] = {
+    "tiny": (Qwen3Config, ()),
+    "llama25m": (LlamaConfig, (16_384, 384, 1536, 8, 6, 6, 64)),
+    "llama135m": (LlamaConfig, (49_152, 576, 1536, 30, 9, 3, 64)),  # SmolLM2-135M
+    "qwen3-1.7b": (Qwen3Config, (151_936, 2048, 6144, 28, 16, 8, 128)),
 }
 
 
@@ -93,41 +60,57 @@ class Subject:
     peer: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
-    @property
     def parameters(self) -> int:
         """How many, tied ones counted once."""
         return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """The one that both are on."""
+        return self.model.device
+
+    def shape(self) -> dict[str, int]:
+        """The sizes of the layers."""
+        return {name: getattr(self.model.config, name) for name in FIELDS}
+
+
+def configuration(name: str, vocabulary: int) -> LlamaConfig | Qwen3Config:
+    """That of a model of `SHAPES`; a tokenizer of `vocabulary` entries counts only for "tiny"."""
+    kind, sizes = SHAPES[name]
+    if sizes:
+        fields = dict(zip(FIELDS, sizes, strict=True)) | {"tie_word_embeddings": True}
+    else:
+        fields = {"vocab_size": vocabulary, **load_profile(name).model}
+    without_end = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    return kind(**{**fields, **without_end, "max_position_embeddings": CONTEXT})
 
 
 def build(name: str, device: str, dtype: torch.dtype) -> Subject:
     """A model of `SHAPES` with random weights, its tokenizer without an EOS."""
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
-    kind, fields = SHAPES[name]
-    if name == "tiny":
-        fields = {"vocab_size": len(tokenizer), **load_profile("tiny").model}
-    without_end = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    config = kind(**{**fields, **without_end, "max_position_embeddings": CONTEXT})
     torch.manual_seed(0)
-    family = Qwen3ForCausalLM if kind is Qwen3Config else LlamaForCausalLM
-    model = family(config).to(device, dtype).eval()
+    model = AutoModelForCausalLM.from_config(configuration(name, len(tokenizer)))
+    model = model.to(device, dtype).eval()
     model.set_attn_implementation("sdpa")
     shared = {id(weight): weight for weight in model.parameters()}
     return Subject(name, model, copy.deepcopy(model, shared), tokenizer)
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """How long a call takes, until the device has finished."""
-    _synchronize(device)
-    begin = time.perf_counter()
-    call()
-    _synchronize(device)
-    return time.perf_counter() - begin
+def timed(
+    device: torch.device, call: Callable[..., Any], *args: Any, **named: Any
+) -> Callable[[], float]:
+    """A function that makes the call and returns its seconds, until the device has finished."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
+    def timer() -> float:
+        wait()
+        begin = time.perf_counter()
+        call(*args, **named)
+        wait()
+        return time.perf_counter() - begin
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return timer
 
 
 @torch.inference_mode()
@@ -154,18 +137,16 @@ def generate(
     peer: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> Callable[[], list[list[int]]]:
     """A call of `model.generate` on a left-padded batch, greedy; returns the new token ids."""
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    ids, mask = ids.to(peer.device), mask.to(peer.device)
+    rows = [torch.tensor(prompt, device=peer.device) for prompt in prompts]
+    ids, mask = (
+        pad_sequence(padded, batch_first=True, padding_side="left")
+        for padded in (rows, [torch.ones_like(row) for row in rows])
+    )
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
 
     def run() -> list[list[int]]:
         output = peer.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        return output[:, width:].tolist()
+        return output[:, ids.shape[1] :].tolist()
 
     return run
 
@@ -198,13 +179,8 @@ def continuous_batching(
             progress_bar=False,
             persistent_manager=True,
         ).values()
-        if len(outputs) < len(prompts):
-            raise WorkbenchError(
-                f"generate_batch ended with {len(outputs)} of {len(prompts)} responses; its own "
-                "message stands above"
-            )
-        begin = min(output.created_time for output in outputs)
-        end = max(output.lifespan[1] for output in outputs)
+        begin = min((output.created_time for output in outputs), default=0.0)
+        end = max((output.lifespan[1] for output in outputs), default=0.0)
         return end - begin, [output.generated_tokens for output in outputs]
 
     try:
