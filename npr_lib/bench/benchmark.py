@@ -66,26 +66,19 @@ def run(
     sizes = QUICK if quick else FULL
     sizes = replace(sizes, pairs=pairs or sizes.pairs, turns=pairs or sizes.turns)
     only = only or tuple(SECTIONS)
-    result: dict[str, Any] = {
-        "machine": machine(device, dtype),
-        "pairs": sizes.pairs,
-        "turns": sizes.turns,
-        "quick": quick,
-        "models": {},
-        "rows": [],
-    }
+    result: dict[str, Any] = {"machine": machine(device, dtype), "pairs": sizes.pairs}
+    result |= {"turns": sizes.turns, "quick": quick, "models": {}, "rows": []}
     print(facts(result), flush=True)
     out.mkdir(parents=True, exist_ok=True)
     if "layout" in only:
-        _measure(result, {"section": "layout"}, measurements.layouts(sizes), out)
+        _measure(result, out, measurements.layouts(sizes), section="layout")
     for name in models:
         subject = build(name, device, getattr(torch, dtype))
-        about = {"parameters": subject.parameters(), "shape": subject.shape()}
-        result["models"][name] = about
+        result["models"][name] = about = subject.about()
         print(f"\n{name}: {about['parameters']:,} parameters", flush=True)
         for section in (section for section in only if section in MEASURE):
-            of = {"section": section, "model": name}
-            _measure(result, of, MEASURE[section](subject, sizes), out)
+            lines = MEASURE[section](subject, sizes)
+            _measure(result, out, lines, section=section, model=name)
     return write_page(out)
 
 
@@ -103,15 +96,11 @@ def _chosen(
     return models, device, dtype or DTYPES[device]
 
 
-def _measure(
-    result: dict[str, Any], of: Mapping[str, str], cells: Iterator[list[Row]], out: Path
-) -> None:
-    """Keep a section's measurements and print them, a line of its table at a time.
-
-    of: what every row says of itself.
-    """
+def _measure(result: dict[str, Any], out: Path, lines: Iterator[list[Row]], **of: str) -> None:
+    """Keep a section's measurements and print them, a line of its table at a time; every row says
+    that it is `of` this section and model."""
     print(f"\n{SECTIONS[of['section']].title}", flush=True)
-    for i, measured in enumerate(cells):
+    for i, measured in enumerate(lines):
         rows = [{**of, **row} for row in measured]
         result["rows"] += rows
         manifest.write_json(out / "bench.json", result)
@@ -149,6 +138,8 @@ def facts(result: Mapping[str, Any]) -> str:
     return (
         f"{quick}{where}, load {on['load']}, {on['dtype']}, {packages}, commit {commit}, "
         f"{on['date']}; median [min, max] of {result['pairs']} paired runs"
+        + f" ({result['turns']} for throughput)"
+        * (result["turns"] != result["pairs"])
     )
 
 

@@ -41,43 +41,20 @@ class Chart:
     level: float | None = None
 
 
+SPEEDUPS = ("ideal", "cap", "speed-up")
+ARMS = ("engine", "generate", "generate_batch")
+SIDES = ("engine", "bare forward")
 CHARTS = {
     "decoding": (
-        Chart(
-            "Parallel over sequential decoding",
-            *("branches", "speed-up (×)", ("ideal", "cap", "speed-up")),
-            panel="length",
-        ),
-        Chart(
-            "Cost of a decode step",
-            *("branches", "decode step / bare forward (×)", ["step / bare step"], "length"),
-            level=1,
-        ),
+        Chart("Parallel over sequential", "branches", "speed-up (×)", SPEEDUPS, panel="length"),
+        Chart("Step / bare step", "branches", "×", ("step / bare step",), "length", level=1),
     ),
-    "throughput": (
-        Chart(
-            "Throughput of sequential generation, prefill included",
-            *("in flight", "tokens/s", ("engine", "generate", "generate_batch")),
-            log=True,
-        ),
-    ),
+    "throughput": (Chart("Prefill included", "in flight", "tokens/s", ARMS, log=True),),
     "slots": (Chart("KV slots", "case", "slots, one a token", ("copies", "peak")),),
     "layout": (
-        Chart(
-            "Construction of a layout",
-            *("tokens", "", ("ms", "MB"), "quantity", "quantity"),
-            apart=True,
-            log=True,
-        ),
+        Chart("Layouts", "tokens", "", ("ms", "MB"), panel="quantity", apart=True, log=True),
     ),
-    "marginal": (
-        Chart(
-            "What a decode step costs more",
-            *("count", "ms a decode step", ("engine", "bare forward")),
-            panel="with more",
-            apart=True,
-        ),
-    ),
+    "marginal": (Chart("A decode step", "count", "ms", SIDES, panel="with more", apart=True),),
 }
 
 
@@ -98,8 +75,8 @@ def _draw(chart: Chart, data: pd.DataFrame) -> go.Figure:
     look = {"color": chart.color, "color_discrete_map": COLORS, "labels": {"median": chart.y}}
     look["color_discrete_sequence"] = theme.SERIES
     if chart.x == "case":
-        figure = px.bar(data, x="median", y="case", orientation="h", barmode="overlay", **look)
-        figure.update_traces(opacity=1)
+        look |= {"orientation": "h", "barmode": "overlay", "opacity": 1}
+        figure = px.bar(data, x="median", y="case", **look)
         figure.update_yaxes(autorange="reversed", title="")
     else:
         data = data.assign(up=data["max"] - data["median"], down=data["median"] - data["min"])
@@ -118,6 +95,7 @@ def _draw(chart: Chart, data: pd.DataFrame) -> go.Figure:
         figure.add_hline(y=chart.level, line={"color": theme.INK, "width": 1, "dash": "dot"})
     model = f", {data['model'].iloc[0]}" if "model" in data else ""
     layout = {"height": HEIGHT, "margin_t": 116, "showlegend": chart.color != chart.panel}
+    layout["legend_title_text"] = chart.color.replace("quantity", "")
     theme.style(figure, chart.title + model, "median [min, max]", **layout)
     theme.legend_below_title(figure)
     return figure

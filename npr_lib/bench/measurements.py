@@ -10,21 +10,19 @@ from __future__ import annotations
 import random
 import statistics
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from npr_lib import WorkbenchError
-from npr_lib.bench.peers import Subject, bare_step, continuous_batching, generate, timed
+from npr_lib.bench.peers import Subject, Timer, bare_step, continuous_batching, generate, timed
 from npr_lib.bench.sections import Row
 from npr_lib.bench.workload import PROMPT, STUB, Sizes, block, trajectory, words
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.reasoning.layout import layout
 from npr_lib.reasoning.tokens import TagIds
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
-
-Timer = Callable[[], float]  # does the work, returns the seconds that it took
 
 
 def engine_for(subject: Subject, slots: int, branches: int = 1) -> TorchEngine:
@@ -44,10 +42,13 @@ def take_turns(arms: Mapping[Any, Timer], rounds: int, sizes: Row) -> list[Row]:
 
 def counted(counts: Mapping[str, float], unit: str, sizes: Row) -> list[Row]:
     """Rows of what is the same in every round, and so stands in the first alone."""
-    return [
-        {**sizes, "arm": name, "round": 0, "value": count, "unit": unit}
-        for name, count in counts.items()
-    ]
+    about = {**sizes, "round": 0, "unit": unit}
+    return [{**about, "arm": name, "value": count} for name, count in counts.items()]
+
+
+def greedy(tokens: int) -> SamplingParams:
+    """The most likely token, as many times."""
+    return SamplingParams(max_tokens=tokens, temperature=0)
 
 
 def _bare(subject: Subject, rows: int, context: int, calls: int) -> Timer:
@@ -96,12 +97,11 @@ def _throughput(
     subject: Subject, rounds: int, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> list[Row]:
     engine = engine_for(subject, sum(map(len, prompts)) + len(prompts) * new_tokens)
-    params = SamplingParams(max_tokens=new_tokens, temperature=0)
     padded = generate(subject.peer, prompts, new_tokens)
     made: dict[str, list[list[int]]] = {}
 
     def own() -> None:
-        done = engine.generate(prompts, params, mode="sequential")
+        done = engine.generate(prompts, greedy(new_tokens), mode="sequential")
         made["engine"] = [t.completion_ids for t in done]
 
     with continuous_batching(subject.peer, prompts, new_tokens) as batched:
@@ -187,12 +187,11 @@ def layouts(sizes: Sizes, rounds: int = 5) -> Iterator[list[Row]]:
             ids += block(5, 128, tokenizer, draw)
         ids += words(n - len(ids), tokenizer, draw)
         make = timed(torch.device("cpu"), layout, ids, tags, PROMPT)
-        times = take_turns({"time": make}, rounds, {"tokens": n})
         tracemalloc.start()
         make()
-        peak = tracemalloc.get_traced_memory()[1]
+        memory = counted({"memory": tracemalloc.get_traced_memory()[1]}, "B", {"tokens": n})
         tracemalloc.stop()
-        yield times + counted({"memory": peak}, "B", {"tokens": n})
+        yield memory + take_turns({"time": make}, rounds, {"tokens": n})
 
 
 def marginal(subject: Subject, sizes: Sizes) -> Iterator[list[Row]]:
@@ -226,9 +225,10 @@ def _responses(
     draw = random.Random(prefix)
     prompts = [words(prefix, subject.tokenizer, draw) for _ in range(count)]
     engine = engine_for(subject, count * (prefix + steps + 2))
-    greedy = (SamplingParams(max_tokens=n, temperature=0) for n in (steps + 2, 2))
-    call = (engine.generate, prompts)
-    long, short = (timed(subject.device, *call, p, mode="sequential") for p in greedy)
+    long, short = (
+        timed(subject.device, engine.generate, prompts, greedy(n), mode="sequential")
+        for n in (steps + 2, 2)
+    )
     short()
     return lambda: (long() - short()) / steps, count, prefix + steps // 2
 

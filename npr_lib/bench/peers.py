@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ CONTEXT = 32_768  # tokens: room for every trajectory of the benchmark one token
 BLOCK = 32  # tokens in a block of generate_batch's cache
 PREFILL = 1024  # tokens a step of generate_batch at most: its own upper bound
 
+Timer = Callable[[], float]  # does something, returns the seconds that it took
 FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
 FIELDS += ("num_attention_heads", "num_key_value_heads", "head_dim")
 # name -> config class and its FIELDS; those of "tiny" are in its profile
@@ -60,29 +62,25 @@ class Subject:
     peer: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
-    def parameters(self) -> int:
-        """How many, tied ones counted once."""
-        return sum(p.numel() for p in self.model.parameters())
-
     @property
     def device(self) -> torch.device:
         """The one that both are on."""
         return self.model.device
 
-    def shape(self) -> dict[str, int]:
-        """The sizes of the layers."""
-        return {name: getattr(self.model.config, name) for name in FIELDS}
+    def about(self) -> dict[str, Any]:
+        """How many parameters, tied ones counted once, and the sizes of the layers."""
+        shape = {name: getattr(self.model.config, name) for name in FIELDS}
+        return {"parameters": sum(p.numel() for p in self.model.parameters()), "shape": shape}
 
 
-def configuration(name: str, vocabulary: int) -> LlamaConfig | Qwen3Config:
-    """That of a model of `SHAPES`; a tokenizer of `vocabulary` entries counts only for "tiny"."""
+def configuration(name: str) -> LlamaConfig | Qwen3Config:
+    """That of a model of `SHAPES`, without an EOS."""
     kind, sizes = SHAPES[name]
-    if sizes:
-        fields = dict(zip(FIELDS, sizes, strict=True)) | {"tie_word_embeddings": True}
-    else:
-        fields = {"vocab_size": vocabulary, **load_profile(name).model}
-    without_end = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    return kind(**{**fields, **without_end, "max_position_embeddings": CONTEXT})
+    fields: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    fields |= {"tie_word_embeddings": True, **dict(zip(FIELDS, sizes, strict=False))}
+    if name == "tiny":
+        fields |= {"vocab_size": len(tiny_tokenizer()), **load_profile("tiny").model}
+    return kind(**fields | {"max_position_embeddings": CONTEXT})
 
 
 def build(name: str, device: str, dtype: torch.dtype) -> Subject:
@@ -90,17 +88,14 @@ def build(name: str, device: str, dtype: torch.dtype) -> Subject:
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(configuration(name, len(tokenizer)))
-    model = model.to(device, dtype).eval()
+    model = AutoModelForCausalLM.from_config(configuration(name)).to(device, dtype).eval()
     model.set_attn_implementation("sdpa")
     shared = {id(weight): weight for weight in model.parameters()}
     return Subject(name, model, copy.deepcopy(model, shared), tokenizer)
 
 
-def timed(
-    device: torch.device, call: Callable[..., Any], *args: Any, **named: Any
-) -> Callable[[], float]:
-    """A function that makes the call and returns its seconds, until the device has finished."""
+def timed(device: torch.device, call: Callable[..., Any], *args: Any, **named: Any) -> Timer:
+    """A timer of the call, until the device has finished."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     def timer() -> float:
@@ -122,11 +117,10 @@ def bare_step(peer: PreTrainedModel, rows: int, context: int) -> Callable[[], No
     peer(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(rows)
     ids = torch.zeros(rows, 1, dtype=torch.int64, device=peer.device)
-    products = rows * matrix_size(peer)
 
     @torch.inference_mode()
     def step() -> None:
-        with fitting_threads(peer, products):
+        with fitting_threads(peer, rows * matrix_size(peer)):
             peer(input_ids=ids, past_key_values=cache, use_cache=True)
             cache.crop(context)
 
@@ -137,11 +131,9 @@ def generate(
     peer: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> Callable[[], list[list[int]]]:
     """A call of `model.generate` on a left-padded batch, greedy; returns the new token ids."""
-    rows = [torch.tensor(prompt, device=peer.device) for prompt in prompts]
-    ids, mask = (
-        pad_sequence(padded, batch_first=True, padding_side="left")
-        for padded in (rows, [torch.ones_like(row) for row in rows])
-    )
+    pad = partial(pad_sequence, batch_first=True, padding_side="left")
+    ids = pad([torch.tensor(prompt, device=peer.device) for prompt in prompts])
+    mask = pad([torch.ones(len(prompt), device=peer.device) for prompt in prompts])
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
 
     def run() -> list[list[int]]:

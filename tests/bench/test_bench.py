@@ -394,6 +394,6 @@ def test_help_lists_the_sections_and_models(capsys):
 def test_shapes_are_of_the_size_they_are_named_for():
     for name, millions in (("llama25m", 25), ("llama135m", 135), ("qwen3-1.7b", 1720)):
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(configuration(name, 0))
+            model = AutoModelForCausalLM.from_config(configuration(name))
         count = sum(p.numel() for p in model.parameters())
         assert count / 1e6 == pytest.approx(millions, rel=0.03), name
