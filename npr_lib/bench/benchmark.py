@@ -17,25 +17,21 @@ from typing import Any
 
 import pandas as pd
 import torch
+from plotly.offline import get_plotlyjs
 
 from npr_lib import WorkbenchError
 from npr_lib.bench import figures, measurements, sections
 from npr_lib.bench.peers import SHAPES, build
 from npr_lib.bench.sections import SECTIONS, Row
 from npr_lib.bench.workload import FULL, QUICK
-from npr_lib.workbench import manifest
+from npr_lib.workbench import manifest, pages
 from npr_lib.workbench.stages import REPOSITORY
 
 OUT = REPOSITORY / "reports" / "bench"
 COMMAND = "python -m npr_lib bench"
 MODELS = {"cpu": ("tiny", "llama25m"), "cuda": ("llama135m", "qwen3-1.7b")}
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-MEASURE = {
-    "decoding": measurements.decoding,
-    "throughput": measurements.throughput,
-    "slots": measurements.slots,
-    "marginal": measurements.marginal,
-}
+MEASURE = ("decoding", "throughput", "slots", "marginal")  # of every model
 
 
 def run(
@@ -49,18 +45,16 @@ def run(
 ) -> Path:
     """Measure and write out/bench.json (as it is measured) and out/bench.html; returns the page.
 
-    Args:
-        models: of `peers.SHAPES`; None: those that fit the device.
-        only: of `SECTIONS`; None: all.
-        device: "cpu" or "cuda"; None: cuda where there is one.
-        dtype: "float32" or "bfloat16"; None: bfloat16 on cuda.
-        quick: the smallest sizes.
-        pairs: paired runs; None: as many as the sizes say.
-
-    Raises:
-        WorkbenchError: an unknown model, no such device, or arms that did not do the same work.
+    Left out, `models` (of `peers.SHAPES`) and `dtype` are those that fit the device, `only` is all
+    of `SECTIONS`, and `pairs`, how many paired runs, what the sizes say. WorkbenchError for an
+    unknown model, no such device, or arms that did not do the same work.
     """
-    models, device, dtype = _chosen(models, device, dtype)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise WorkbenchError("--device cuda: torch sees no GPU; use --device cpu")
+    models, dtype = models or MODELS[device], dtype or DTYPES[device]
+    for name in (name for name in models if name not in SHAPES):
+        raise WorkbenchError(f"unknown model {name!r}; there are: {', '.join(SHAPES)}")
     if pairs is not None and pairs < 1:
         raise WorkbenchError(f"--pairs {pairs}: expected at least 1")
     sizes = QUICK if quick else FULL
@@ -77,23 +71,9 @@ def run(
         result["models"][name] = about = subject.about()
         print(f"\n{name}: {about['parameters']:,} parameters", flush=True)
         for section in (section for section in only if section in MEASURE):
-            lines = MEASURE[section](subject, sizes)
+            lines = getattr(measurements, section)(subject, sizes)
             _measure(result, out, lines, section=section, model=name)
     return write_page(out)
-
-
-def _chosen(
-    models: Sequence[str] | None, device: str | None, dtype: str | None
-) -> tuple[Sequence[str], str, str]:
-    """Models, device and dtype, by default those that fit the machine."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise WorkbenchError("--device cuda: torch sees no GPU; use --device cpu")
-    models = models or MODELS[device]
-    unknown = [name for name in models if name not in SHAPES]
-    if unknown:
-        raise WorkbenchError(f"unknown model {unknown[0]!r}; there are: {', '.join(SHAPES)}")
-    return models, device, dtype or DTYPES[device]
 
 
 def _measure(result: dict[str, Any], out: Path, lines: Iterator[list[Row]], **of: str) -> None:
@@ -163,23 +143,19 @@ def tables(result: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 
 def write_page(folder: Path) -> Path:
     """Turn folder/bench.json into folder/bench.html, a page on its own; returns it."""
-    from plotly.offline import get_plotlyjs
-
-    from npr_lib.workbench import pages
-
     result = read(folder)
     if result is None:
         raise WorkbenchError(f"no bench.json in {folder}; make it with: {COMMAND} --out {folder}")
     models = ", ".join(f"{name} {m['parameters']:,}" for name, m in result["models"].items())
-    body = "<h1>The engine against its peers</h1>"
-    body += f"<p>{html.escape(facts(result))}. Parameters: {models or 'no model'}.</p>"
-    pictures = figures.benchmark(result).values()
-    for (title, table), drawn in zip(tables(result).items(), pictures, strict=True):
-        body += f"<h2>{html.escape(title)}</h2>"
-        body += pages.table(list(table.columns), table.to_numpy().tolist())
-        for figure in drawn:
-            body += figure.to_html(full_html=False, include_plotlyjs=False, config=pages.CONFIG)
+    body = ["<h1>The engine against its peers</h1>"]
+    body += [f"<p>{html.escape(facts(result))}. Parameters: {models}.</p>"]
+    drawn = figures.benchmark(result)
+    plain = {"full_html": False, "include_plotlyjs": False, "config": pages.CONFIG}
+    for title, table in tables(result).items():
+        body += [f"<h2>{html.escape(title)}</h2>", pages.table([*table], table.to_numpy().tolist())]
+        body += [figure.to_html(**plain) for figure in drawn[title]]
     script = f"<script>{get_plotlyjs()}</script>"
+    page = pages.page("NPR Workbench: benchmark", "\n".join(body), script)
     target = folder / "bench.html"
-    target.write_text(pages.page("NPR Workbench: benchmark", body, script), encoding="utf-8")
+    target.write_text(page, encoding="utf-8")
     return target

@@ -10,19 +10,23 @@ from __future__ import annotations
 import random
 import statistics
 import tracemalloc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from npr_lib import WorkbenchError
-from npr_lib.bench.peers import Subject, Timer, bare_step, continuous_batching, generate, timed
+from npr_lib.bench import peers
+from npr_lib.bench.peers import Ids, Subject, Timer, timed
 from npr_lib.bench.sections import Row
 from npr_lib.bench.workload import PROMPT, STUB, Sizes, block, trajectory, words
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.reasoning.layout import layout
 from npr_lib.reasoning.tokens import TagIds
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
+
+# One decode step of the engine; rows and context of the bare forward to set it against.
+Step = tuple[Timer, int, int]
 
 
 def engine_for(subject: Subject, slots: int, branches: int = 1) -> TorchEngine:
@@ -52,7 +56,7 @@ def greedy(tokens: int) -> SamplingParams:
 
 
 def _bare(subject: Subject, rows: int, context: int, calls: int) -> Timer:
-    step = timed(subject.device, bare_step(subject.peer, rows, context))
+    step = timed(subject.device, peers.bare_step(subject.peer, rows, context))
     step()
     return lambda: statistics.mean(step() for _ in range(calls))
 
@@ -93,18 +97,16 @@ def throughput(subject: Subject, sizes: Sizes) -> Iterator[list[Row]]:
         yield _throughput(subject, sizes.turns, prompts, new_tokens)
 
 
-def _throughput(
-    subject: Subject, rounds: int, prompts: Sequence[Sequence[int]], new_tokens: int
-) -> list[Row]:
+def _throughput(subject: Subject, rounds: int, prompts: Ids, new_tokens: int) -> list[Row]:
     engine = engine_for(subject, sum(map(len, prompts)) + len(prompts) * new_tokens)
-    padded = generate(subject.peer, prompts, new_tokens)
-    made: dict[str, list[list[int]]] = {}
+    padded = peers.generate(subject.peer, prompts, new_tokens)
+    made: dict[str, Ids] = {}
 
     def own() -> None:
         done = engine.generate(prompts, greedy(new_tokens), mode="sequential")
         made["engine"] = [t.completion_ids for t in done]
 
-    with continuous_batching(subject.peer, prompts, new_tokens) as batched:
+    with peers.continuous_batching(subject.peer, prompts, new_tokens) as batched:
 
         def continuous() -> float:
             taken, made["generate_batch"] = batched()
@@ -124,9 +126,7 @@ def _throughput(
     return rows + counted({"same": same}, "share", sizes)
 
 
-def check_equal_work(
-    made: Mapping[str, Sequence[Sequence[int]]], responses: int, new_tokens: int
-) -> None:
+def check_equal_work(made: Mapping[str, Ids], responses: int, new_tokens: int) -> None:
     """WorkbenchError unless every arm made `new_tokens` tokens for each of `responses` prompts."""
     for arm, completions in made.items():
         counts = [len(ids) for ids in completions]
@@ -154,9 +154,8 @@ def slots(subject: Subject, sizes: Sizes) -> Iterator[list[Row]]:
         yield _slots(engine, case, distinct, distinct + (n - 1) * len(prompt))
     for branches, responses in [*((k, 1) for k in sizes.branches), (sizes.branches[-1], 4)]:
         # Prompts that differ, lest the engine store them once.
-        several = [
-            trajectory(branches, sizes.middle, subject.tokenizer, seed) for seed in range(responses)
-        ]
+        shape = (branches, sizes.middle, subject.tokenizer)
+        several = [trajectory(*shape, seed) for seed in range(responses)]
         whole = PROMPT + several[0].work
         pool = 2 * whole if responses == 1 else 3 * whole // 2  # too small: they are preempted
         config = EngineConfig(num_slots=pool, max_branches=branches)
@@ -210,8 +209,7 @@ def marginal(subject: Subject, sizes: Sizes) -> Iterator[list[Row]]:
         yield [row | dict(zip(("arm", "count"), row["arm"], strict=True)) for row in taken]
 
 
-def _branches(subject: Subject, steps: int, count: int) -> tuple[Timer, int, int]:
-    """One decode step of the engine; rows and context of the bare forward to set it against."""
+def _branches(subject: Subject, steps: int, count: int) -> Step:
     whole, stub = (trajectory(count, STUB + n, subject.tokenizer) for n in (steps, 0))
     engine = engine_for(subject, PROMPT + whole.work, count)
     long, short = (timed(subject.device, engine.replay, t, "parallel") for t in (whole, stub))
@@ -219,9 +217,7 @@ def _branches(subject: Subject, steps: int, count: int) -> tuple[Timer, int, int
     return lambda: (long() - short()) / steps, count, whole.segments[1].end + STUB + steps // 2
 
 
-def _responses(
-    subject: Subject, steps: int, count: int, prefix: int = PROMPT
-) -> tuple[Timer, int, int]:
+def _responses(subject: Subject, steps: int, count: int, prefix: int = PROMPT) -> Step:
     draw = random.Random(prefix)
     prompts = [words(prefix, subject.tokenizer, draw) for _ in range(count)]
     engine = engine_for(subject, count * (prefix + steps + 2))
@@ -233,5 +229,5 @@ def _responses(
     return lambda: (long() - short()) / steps, count, prefix + steps // 2
 
 
-def _prefix(subject: Subject, steps: int, thousands: float) -> tuple[Timer, int, int]:
+def _prefix(subject: Subject, steps: int, thousands: float) -> Step:
     return _responses(subject, steps, 1, prefix=round(1000 * thousands))

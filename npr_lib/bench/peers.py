@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,7 @@ CONTEXT = 32_768  # tokens: room for every trajectory of the benchmark one token
 BLOCK = 32  # tokens in a block of generate_batch's cache
 PREFILL = 1024  # tokens a step of generate_batch at most: its own upper bound
 
+Ids = list[list[int]]  # tokens of prompts, or of responses
 Timer = Callable[[], float]  # does something, returns the seconds that it took
 FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
 FIELDS += ("num_attention_heads", "num_key_value_heads", "head_dim")
@@ -127,16 +128,14 @@ def bare_step(peer: PreTrainedModel, rows: int, context: int) -> Callable[[], No
     return step
 
 
-def generate(
-    peer: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int
-) -> Callable[[], list[list[int]]]:
+def generate(peer: PreTrainedModel, prompts: Ids, new_tokens: int) -> Callable[[], Ids]:
     """A call of `model.generate` on a left-padded batch, greedy; returns the new token ids."""
     pad = partial(pad_sequence, batch_first=True, padding_side="left")
-    ids = pad([torch.tensor(prompt, device=peer.device) for prompt in prompts])
-    mask = pad([torch.ones(len(prompt), device=peer.device) for prompt in prompts])
+    rows = [torch.tensor(prompt, device=peer.device) for prompt in prompts]
+    ids, mask = pad(rows), pad([torch.ones_like(row) for row in rows])
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
 
-    def run() -> list[list[int]]:
+    def run() -> Ids:
         output = peer.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         return output[:, ids.shape[1] :].tolist()
 
@@ -145,8 +144,8 @@ def generate(
 
 @contextmanager
 def continuous_batching(
-    peer: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int
-) -> Iterator[Callable[[], tuple[float, list[list[int]]]]]:
+    peer: PreTrainedModel, prompts: Ids, new_tokens: int
+) -> Iterator[Callable[[], tuple[float, Ids]]]:
     """Calls of `model.generate_batch`, greedy: seconds and the new token ids.
 
     As kind to it as its settings allow: the cache is made once for all calls, holds twice what the
@@ -162,15 +161,11 @@ def continuous_batching(
         allow_block_sharing=False,  # as its manual says for short prompts
     )
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1)
+    settings = {"generation_config": config, "continuous_batching_config": batching}
+    settings |= {"progress_bar": False, "persistent_manager": True}
 
-    def run() -> tuple[float, list[list[int]]]:
-        outputs = peer.generate_batch(
-            [list(prompt) for prompt in prompts],
-            generation_config=config,
-            continuous_batching_config=batching,
-            progress_bar=False,
-            persistent_manager=True,
-        ).values()
+    def run() -> tuple[float, Ids]:
+        outputs = peer.generate_batch([list(prompt) for prompt in prompts], **settings).values()
         begin = min((output.created_time for output in outputs), default=0.0)
         end = max((output.lifespan[1] for output in outputs), default=0.0)
         return end - begin, [output.generated_tokens for output in outputs]

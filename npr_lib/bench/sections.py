@@ -89,8 +89,8 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 def split(measured: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Section -> its rows, with the columns that it has."""
-    found = {name: measured[measured["section"] == name] for name in SECTIONS}
-    return {name: own.dropna(axis=1, how="all") for name, own in found.items() if len(own)}
+    found = dict(list(measured.groupby("section")))
+    return {name: found[name].dropna(axis=1, how="all") for name in SECTIONS if name in found}
 
 
 def summary(rows: pd.DataFrame, quantities: Mapping[str, str]) -> pd.DataFrame:

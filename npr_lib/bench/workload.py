@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from npr_lib.reasoning.layout import layout, sampled_tokens
 from npr_lib.reasoning.tokens import TagIds, encode, step_prefix
@@ -58,15 +58,13 @@ QUICK = Sizes(
 )
 
 
-def words(count: int, tokenizer: PreTrainedTokenizerBase, draw: random.Random) -> list[int]:
+def words(count: int, tokenizer: Tokenizer, draw: random.Random) -> list[int]:
     """Ids of `count` random tokens that are no tags and nothing special."""
     special = {*TagIds.from_tokenizer(tokenizer).ids, *tokenizer.all_special_ids}
     return draw.choices([i for i in range(len(tokenizer)) if i not in special], k=count)
 
 
-def block(
-    branches: int, length: int, tokenizer: PreTrainedTokenizerBase, draw: random.Random
-) -> list[int]:
+def block(branches: int, length: int, tokenizer: Tokenizer, draw: random.Random) -> list[int]:
     """Ids of a guideline of `branches` plans, as many steps of `length` tokens, a takeaway."""
     tags = TagIds.from_tokenizer(tokenizer)
     ids = [tags.guideline]
@@ -82,23 +80,13 @@ def block(
     return [*ids, tags.takeaway, *words(4, tokenizer, draw), tags.takeaway_end]
 
 
-def trajectory(
-    branches: int, length: int, tokenizer: PreTrainedTokenizerBase, seed: int = 0
-) -> Trajectory:
+def trajectory(branches: int, length: int, tokenizer: Tokenizer, seed: int = 0) -> Trajectory:
     """A well-formed response of one block, to be replayed: nothing of it was sampled."""
     draw = random.Random(seed)
     prompt = words(PROMPT, tokenizer, draw)
     ids = block(branches, length, tokenizer, draw) + words(4, tokenizer, draw)
     structure = layout(prompt + ids, TagIds.from_tokenizer(tokenizer), len(prompt))
-    return Trajectory(
-        prompt_ids=prompt,
-        completion_ids=ids,
-        logprobs=[0.0] * len(ids),
-        behaviour_logprobs=[0.0] * len(ids),
-        sampled=sampled_tokens(prompt + ids, structure, tokenizer),
-        decode_steps=[0] * len(ids),
-        layout=structure,
-        finish_reason="stop",
-        text="",
-        max_branches=branches,
-    )
+    sampled = sampled_tokens(prompt + ids, structure, tokenizer)
+    zeros = ([0.0] * len(ids), [0.0] * len(ids))  # logprobs
+    decoded = (prompt, ids, *zeros, sampled, [0] * len(ids), structure)
+    return Trajectory(*decoded, finish_reason="stop", text="", max_branches=branches)
