@@ -49,7 +49,7 @@ CHARTS = {
         Chart("Parallel over sequential", "branches", "speed-up (×)", SPEEDUPS, panel="length"),
         Chart("Step / bare step", "branches", "×", ("step / bare step",), "length", level=1),
     ),
-    "throughput": (Chart("Prefill included", "in flight", "tokens/s", ARMS, log=True),),
+    "throughput": (Chart("Sequential generation", "in flight", "tokens/s", ARMS, log=True),),
     "slots": (Chart("KV slots", "case", "slots, one a token", ("copies", "peak")),),
     "layout": (
         Chart("Layouts", "tokens", "", ("ms", "MB"), panel="quantity", apart=True, log=True),

@@ -96,13 +96,19 @@ def split(measured: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def summary(rows: pd.DataFrame, quantities: Mapping[str, str]) -> pd.DataFrame:
     """Median, min and max over the rounds, a row a quantity and what it was measured at."""
     sizes = [c for c in rows if c not in MEASURED]
-    arms = rows.pivot_table("value", [*sizes, "round"], "arm", sort=False).reset_index()
+    arms = _wide(rows, [*sizes, "round"], "arm", "value")
     values = [
         arms[sizes].assign(quantity=name, value=arms.eval(expression))
         for name, expression in quantities.items()
     ]
     groups = pd.concat(values).groupby([*sizes, "quantity"], sort=False)["value"]
     return groups.agg(["median", "min", "max"]).reset_index()
+
+
+def _wide(rows: pd.DataFrame, by: list[str], columns: str, values: str) -> pd.DataFrame:
+    """A pivot whose lines stand in the order of the rows (pandas' own sorts them)."""
+    wide = rows.pivot(index=by, columns=columns, values=values).reset_index()
+    return rows[by].drop_duplicates().merge(wide.rename_axis(columns=None), on=by, how="left")
 
 
 def slopes(rows: pd.DataFrame, over: str) -> pd.DataFrame:
@@ -120,8 +126,7 @@ def table(name: str, rows: pd.DataFrame) -> pd.DataFrame:
     found = summary(rows, section.quantities)
     found["cell"] = [cell(*row) for row in found[["median", "min", "max"]].to_numpy(float)]
     by = [c for c in ("model", *section.by) if c in found]
-    wide = found.pivot_table("cell", by, "quantity", aggfunc="first", sort=False)
-    return wide[list(section.quantities)].reset_index().rename_axis(columns=None)
+    return _wide(found, by, "quantity", "cell")[[*by, *section.quantities]]
 
 
 def cell(median: float, low: float, high: float) -> str:

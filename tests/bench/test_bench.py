@@ -277,6 +277,30 @@ def test_ratios_are_taken_within_a_round():
     assert found.loc["length", "median"] == 7 and found.loc["once", "max"] == 4
 
 
+def test_lines_stand_as_they_were_measured_where_sizes_are_ragged():
+    measured = [(n, k) for n in (32, 128, 512) for k in (1, 5, *((8, 16) if n == 128 else ()))]
+    arms = {"sequential": 8.0, "parallel": 2.0, "stub": 1.0, "one_row": 0.5, "k_rows": 0.25}
+    rows = [
+        {"section": "decoding", "model": model, "branches": k, "length": n, "steps": n - STUB}
+        | {"work": k * n, "span": n, "arm": arm, "round": i, "value": value * n * k, "unit": "s"}
+        for model in ("b", "a")
+        for n, k in measured
+        for i in range(2)
+        for arm, value in arms.items()
+    ]
+    ((_, table),) = benchmark.tables({"rows": rows}).items()
+    assert list(table[["model", "length", "branches"]].itertuples(index=False, name=None)) == [
+        (model, *sizes) for model in ("b", "a") for sizes in measured
+    ]
+    assert cells(table["ideal"]) == [k for _, k in measured] * 2
+    assert (
+        set(table["speed-up"]) == {"4"} and cells(table["cap"]) == [2 * k for _, k in measured] * 2
+    )
+    ((_, (speedups, *_)),) = draw({"rows": rows}).items()
+    panels = [[*trace.x] for trace in speedups.data if trace.name == "ideal"]
+    assert panels == [[1, 5], [1, 5, 8, 16], [1, 5]]
+
+
 def test_cells_have_three_digits_of_the_median():
     shown = [(1.868, 1.8, 1.9), (332.1, 90, 400), (0.0312, -0.01, 1), (73, 73, 73), (0, -1, 1)]
     assert [sections.cell(*map(float, values)) for values in shown] == [
