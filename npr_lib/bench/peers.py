@@ -13,25 +13,25 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    AutoModelForCausalLM,
     ContinuousBatchingConfig,
     DynamicCache,
     GenerationConfig,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
-from npr_lib import WorkbenchError
 from npr_lib.engine.forward import fitting_threads, matrix_size
 from npr_lib.profiles.profile import load_profile
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
@@ -40,46 +40,16 @@ CONTEXT = 32_768  # tokens: room for every trajectory of the benchmark one token
 BLOCK = 32  # tokens in a block of generate_batch's cache
 PREFILL = 1024  # tokens a step of generate_batch at most: its own upper bound
 
-# name -> config class and fields; "tiny" is read from its profile
-SHAPES: dict[str, tuple[type[LlamaConfig] | type[Qwen3Config], dict[str, Any]]] = {
-    "tiny": (Qwen3Config, {}),
-    "llama25m": (
-        LlamaConfig,
-        {
-            "vocab_size": 16_384,
-            "hidden_size": 384,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 6,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "llama135m": (  # SmolLM2-135M
-        LlamaConfig,
-        {
-            "vocab_size": 49_152,
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "qwen3-1.7b": (
-        Qwen3Config,
-        {
-            "vocab_size": 151_936,
-            "hidden_size": 2048,
-            "intermediate_size": 6144,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "tie_word_embeddings": True,
-        },
-    ),
+Ids = list[list[int]]  # tokens of prompts, or of responses
+Timer = Callable[[], float]  # does something, returns the seconds that it took
+FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+FIELDS += ("num_attention_heads", "num_key_value_heads", "head_dim")
+# name -> config class and its FIELDS; those of "tiny" are in its profile
+SHAPES: dict[str, tuple[type[LlamaConfig] | type[Qwen3Config], tuple[int, ...]]] = {
+    "tiny": (Qwen3Config, ()),
+    "llama25m": (LlamaConfig, (16_384, 384, 1536, 8, 6, 6, 64)),
+    "llama135m": (LlamaConfig, (49_152, 576, 1536, 30, 9, 3, 64)),  # SmolLM2-135M
+    "qwen3-1.7b": (Qwen3Config, (151_936, 2048, 6144, 28, 16, 8, 128)),
 }
 
 
@@ -94,40 +64,49 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
 
     @property
-    def parameters(self) -> int:
-        """How many, tied ones counted once."""
-        return sum(p.numel() for p in self.model.parameters())
+    def device(self) -> torch.device:
+        """The one that both are on."""
+        return self.model.device
+
+    def about(self) -> dict[str, Any]:
+        """How many parameters, tied ones counted once, and the sizes of the layers."""
+        shape = {name: getattr(self.model.config, name) for name in FIELDS}
+        return {"parameters": sum(p.numel() for p in self.model.parameters()), "shape": shape}
+
+
+def configuration(name: str) -> LlamaConfig | Qwen3Config:
+    """That of a model of `SHAPES`, without an EOS."""
+    kind, sizes = SHAPES[name]
+    fields: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    fields |= {"tie_word_embeddings": True, **dict(zip(FIELDS, sizes, strict=False))}
+    if name == "tiny":
+        fields |= {"vocab_size": len(tiny_tokenizer()), **load_profile("tiny").model}
+    return kind(**fields | {"max_position_embeddings": CONTEXT})
 
 
 def build(name: str, device: str, dtype: torch.dtype) -> Subject:
     """A model of `SHAPES` with random weights, its tokenizer without an EOS."""
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
-    kind, fields = SHAPES[name]
-    if name == "tiny":
-        fields = {"vocab_size": len(tokenizer), **load_profile("tiny")["model"]}
-    without_end = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    config = kind(**{**fields, **without_end, "max_position_embeddings": CONTEXT})
     torch.manual_seed(0)
-    family = Qwen3ForCausalLM if kind is Qwen3Config else LlamaForCausalLM
-    model = family(config).to(device, dtype).eval()
+    model = AutoModelForCausalLM.from_config(configuration(name)).to(device, dtype).eval()
     model.set_attn_implementation("sdpa")
     shared = {id(weight): weight for weight in model.parameters()}
     return Subject(name, model, copy.deepcopy(model, shared), tokenizer)
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """How long a call takes, until the device has finished."""
-    _synchronize(device)
-    begin = time.perf_counter()
-    call()
-    _synchronize(device)
-    return time.perf_counter() - begin
+def timed(device: torch.device, call: Callable[..., Any], *args: Any, **named: Any) -> Timer:
+    """A timer of the call, until the device has finished."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
+    def timer() -> float:
+        wait()
+        begin = time.perf_counter()
+        call(*args, **named)
+        wait()
+        return time.perf_counter() - begin
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return timer
 
 
 @torch.inference_mode()
@@ -139,41 +118,34 @@ def bare_step(peer: PreTrainedModel, rows: int, context: int) -> Callable[[], No
     peer(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(rows)
     ids = torch.zeros(rows, 1, dtype=torch.int64, device=peer.device)
-    products = rows * matrix_size(peer)
 
     @torch.inference_mode()
     def step() -> None:
-        with fitting_threads(peer, products):
+        with fitting_threads(peer, rows * matrix_size(peer)):
             peer(input_ids=ids, past_key_values=cache, use_cache=True)
             cache.crop(context)
 
     return step
 
 
-def generate(
-    peer: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int
-) -> Callable[[], list[list[int]]]:
+def generate(peer: PreTrainedModel, prompts: Ids, new_tokens: int) -> Callable[[], Ids]:
     """A call of `model.generate` on a left-padded batch, greedy; returns the new token ids."""
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    ids, mask = ids.to(peer.device), mask.to(peer.device)
+    pad = partial(pad_sequence, batch_first=True, padding_side="left")
+    rows = [torch.tensor(prompt, device=peer.device) for prompt in prompts]
+    ids, mask = pad(rows), pad([torch.ones_like(row) for row in rows])
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
 
-    def run() -> list[list[int]]:
+    def run() -> Ids:
         output = peer.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        return output[:, width:].tolist()
+        return output[:, ids.shape[1] :].tolist()
 
     return run
 
 
 @contextmanager
 def continuous_batching(
-    peer: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int
-) -> Iterator[Callable[[], tuple[float, list[list[int]]]]]:
+    peer: PreTrainedModel, prompts: Ids, new_tokens: int
+) -> Iterator[Callable[[], tuple[float, Ids]]]:
     """Calls of `model.generate_batch`, greedy: seconds and the new token ids.
 
     As kind to it as its settings allow: the cache is made once for all calls, holds twice what the
@@ -189,22 +161,13 @@ def continuous_batching(
         allow_block_sharing=False,  # as its manual says for short prompts
     )
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1)
+    settings = {"generation_config": config, "continuous_batching_config": batching}
+    settings |= {"progress_bar": False, "persistent_manager": True}
 
-    def run() -> tuple[float, list[list[int]]]:
-        outputs = peer.generate_batch(
-            [list(prompt) for prompt in prompts],
-            generation_config=config,
-            continuous_batching_config=batching,
-            progress_bar=False,
-            persistent_manager=True,
-        ).values()
-        if len(outputs) < len(prompts):
-            raise WorkbenchError(
-                f"generate_batch ended with {len(outputs)} of {len(prompts)} responses; its own "
-                "message stands above"
-            )
-        begin = min(output.created_time for output in outputs)
-        end = max(output.lifespan[1] for output in outputs)
+    def run() -> tuple[float, Ids]:
+        outputs = peer.generate_batch([list(prompt) for prompt in prompts], **settings).values()
+        begin = min((output.created_time for output in outputs), default=0.0)
+        end = max((output.lifespan[1] for output in outputs), default=0.0)
         return end - begin, [output.generated_tokens for output in outputs]
 
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from npr_lib.reasoning.layout import layout, sampled_tokens
 from npr_lib.reasoning.tokens import TagIds, encode, step_prefix
@@ -22,40 +22,29 @@ STUB = 8  # tokens of a branch in the trajectory that is subtracted
 class Sizes:
     """What is measured. Lengths are in tokens; `in_flight` pairs responses with new tokens each."""
 
-    pairs: int  # paired runs
-    turns: int  # the same for throughput, where one takes minutes
-    bare_calls: int  # forwards that make one timing of the bare model
-    branches: tuple[int, ...]
-    wide: tuple[int, ...]  # more branches, at the middle length only
-    lengths: tuple[int, ...]  # of a branch, tags and label included
-    in_flight: tuple[tuple[int, int], ...]
-    samples: tuple[int, ...]  # of one prompt
-    layouts: tuple[int, ...]
-    more_branches: tuple[int, ...]
-    more_responses: tuple[int, ...]
-    more_prefix: tuple[int, ...]
-    steps: int  # decode steps that make one timing of a step
+    pairs: int = 5  # paired runs
+    turns: int = 3  # the same for throughput, where one takes minutes
+    bare_calls: int = 20  # forwards that make one timing of the bare model
+    branches: tuple[int, ...] = (1, 2, 3, 4, 5)
+    wide: tuple[int, ...] = (8, 16)  # more branches, at the middle length only
+    lengths: tuple[int, ...] = (32, 128, 512)  # of a branch, tags and label included
+    in_flight: tuple[tuple[int, int], ...] = ((1, 128), (8, 128), (64, 128), (256, 32))
+    samples: tuple[int, ...] = (4, 16, 64)  # of one prompt
+    layouts: tuple[int, ...] = tuple(2**i for i in (10, 12, 14, 15, 16, 17))
+    more_branches: tuple[int, ...] = (1, 2, 4, 8)
+    more_responses: tuple[int, ...] = (1, 2, 4, 8, 16)
+    more_prefix: tuple[float, ...] = (0.064, 1.024, 2.048, 4.096)  # thousands
+    steps: int = 64  # decode steps that make one timing of a step
+
+    @property
+    def middle(self) -> int:
+        """The middle one of the lengths."""
+        return self.lengths[len(self.lengths) // 2]
 
 
-FULL = Sizes(
-    pairs=5,
-    turns=3,
-    bare_calls=20,
-    branches=(1, 2, 3, 4, 5),
-    wide=(8, 16),
-    lengths=(32, 128, 512),
-    in_flight=((1, 128), (8, 128), (64, 128), (256, 32)),
-    samples=(4, 16, 64),
-    layouts=tuple(2**i for i in (10, 12, 14, 15, 16, 17)),
-    more_branches=(1, 2, 4, 8),
-    more_responses=(1, 2, 4, 8, 16),
-    more_prefix=(64, 1024, 2048, 4096),
-    steps=64,
-)
+FULL = Sizes()
 QUICK = Sizes(
-    pairs=2,
-    turns=2,
-    bare_calls=3,
+    *(2, 2, 3),
     branches=(1, 3),
     wide=(),
     lengths=(24,),
@@ -64,20 +53,18 @@ QUICK = Sizes(
     layouts=(1024, 4096),
     more_branches=(1, 2),
     more_responses=(1, 2),
-    more_prefix=(64, 256),
+    more_prefix=(0.064, 0.256),
     steps=8,
 )
 
 
-def words(count: int, tokenizer: PreTrainedTokenizerBase, draw: random.Random) -> list[int]:
+def words(count: int, tokenizer: Tokenizer, draw: random.Random) -> list[int]:
     """Ids of `count` random tokens that are no tags and nothing special."""
     special = {*TagIds.from_tokenizer(tokenizer).ids, *tokenizer.all_special_ids}
     return draw.choices([i for i in range(len(tokenizer)) if i not in special], k=count)
 
 
-def block(
-    branches: int, length: int, tokenizer: PreTrainedTokenizerBase, draw: random.Random
-) -> list[int]:
+def block(branches: int, length: int, tokenizer: Tokenizer, draw: random.Random) -> list[int]:
     """Ids of a guideline of `branches` plans, as many steps of `length` tokens, a takeaway."""
     tags = TagIds.from_tokenizer(tokenizer)
     ids = [tags.guideline]
@@ -93,23 +80,13 @@ def block(
     return [*ids, tags.takeaway, *words(4, tokenizer, draw), tags.takeaway_end]
 
 
-def trajectory(
-    branches: int, length: int, tokenizer: PreTrainedTokenizerBase, seed: int = 0
-) -> Trajectory:
+def trajectory(branches: int, length: int, tokenizer: Tokenizer, seed: int = 0) -> Trajectory:
     """A well-formed response of one block, to be replayed: nothing of it was sampled."""
     draw = random.Random(seed)
     prompt = words(PROMPT, tokenizer, draw)
     ids = block(branches, length, tokenizer, draw) + words(4, tokenizer, draw)
     structure = layout(prompt + ids, TagIds.from_tokenizer(tokenizer), len(prompt))
-    return Trajectory(
-        prompt_ids=prompt,
-        completion_ids=ids,
-        logprobs=[0.0] * len(ids),
-        behaviour_logprobs=[0.0] * len(ids),
-        sampled=sampled_tokens(prompt + ids, structure, tokenizer),
-        decode_steps=[0] * len(ids),
-        layout=structure,
-        finish_reason="stop",
-        text="",
-        max_branches=branches,
-    )
+    sampled = sampled_tokens(prompt + ids, structure, tokenizer)
+    zeros = ([0.0] * len(ids), [0.0] * len(ids))  # logprobs
+    decoded = (prompt, ids, *zeros, sampled, [0] * len(ids), structure)
+    return Trajectory(*decoded, finish_reason="stop", text="", max_branches=branches)
