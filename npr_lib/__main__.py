@@ -106,11 +106,11 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     )
     bench.add_argument(
         "--only",
-        dest="parts",
-        metavar="PART",
+        dest="only",
+        metavar="SECTION",
         nargs="+",
         choices=("decoding", "throughput", "slots", "layout", "marginal"),
-        help="parts to measure, of %(choices)s [all]",
+        help="sections to measure, of %(choices)s [all]",
     )
     bench.add_argument("--quick", action="store_true", help="the smallest sizes, for a look")
     bench.add_argument("--pairs", metavar="N", type=int, help="paired runs [5; 2 if quick]")
@@ -167,7 +167,7 @@ def _bench(options: argparse.Namespace) -> None:
     models = options.models.split(",") if options.models else None
     page = benchmark.run(
         models,
-        options.parts,
+        options.only,
         options.device,
         options.dtype,
         options.quick,
