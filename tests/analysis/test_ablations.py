@@ -30,9 +30,9 @@ def test_tables_of_seeds_and_differences():
     assert found["NPR − NPR-Beta, greedy"].value == 0.5
     assert found["SR − SR-Beta, T = 1"].value == 0
     table = ablations.ablation_table({"PAPO": [{"npr": low}], "other": [{"npr": high}]})
-    assert table.loc["other", "accuracy T = 1 (%)"] == "75.0"
-    assert table.loc["other", "Δ T = 1"].startswith("50.0 [")
-    assert table.loc["PAPO", "Δ greedy"] == "0.0 [0.0, 0.0]"
+    assert table.loc["other", "accuracy, T = 1 (%)"] == "75.0"
+    assert table.loc["other", "Δ accuracy, T = 1 (points)"].startswith("50.0 [")
+    assert table.loc["PAPO", "Δ accuracy, greedy (points)"] == "0.0 [0.0, 0.0]"
 
 
 def answers(plans_of_blocks, span):
@@ -64,12 +64,12 @@ def test_behaviour_of_a_run_by_hand():
         "sr": answers([["A", "B", "C", "D"]], 100),
     }
     row = ablations.behaviour_table(ablations.divided({"seed 0": run})).loc["seed 0"]
-    assert row["format, NPR-Beta (%)"].startswith("50.0 [")
-    assert row["trigger, NPR-Beta (%)"].startswith("50.0 [")
-    assert row["wrong parts, NPR-Beta (%)"].startswith("0.0 [")
+    assert row["format pass, NPR-Beta (%)"].startswith("50.0 [")
+    assert row["parallel trigger rate, NPR-Beta (%)"].startswith("50.0 [")
+    assert row["branches on a wrong part, NPR-Beta (%)"].startswith("0.0 [")
     assert row["blind divisions (%)"] == "50.0 → 0.0"
     assert row["span / SR's length, ≥ 3 independent parts"].startswith("0.80 [")
     crossed = {"npr_beta": answers([["A", "B"]], 1), "npr": answers([["A"]], 1), "sr": run["sr"]}
     crossed["npr_beta"].loc[0, "text"] = crossed["npr_beta"].loc[0, "text"].replace("B=1", "A=1")
     row = ablations.behaviour_table(ablations.divided({"seed 0": crossed})).loc["seed 0"]
-    assert row["wrong parts, NPR-Beta (%)"].startswith("50.0 [")
+    assert row["branches on a wrong part, NPR-Beta (%)"].startswith("50.0 [")

@@ -151,13 +151,6 @@ def test_interval_is_seeded_and_ordered() -> None:
     assert wide.low < first.low and wide.high > first.high
 
 
-def test_interval_does_not_depend_on_how_it_is_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(0).random(50)
-    whole = metrics.interval(values)
-    monkeypatch.setattr(metrics, "_DRAWS_AT_ONCE", 999)
-    assert metrics.interval(values) == whole
-
-
 def test_interval_matches_the_normal_approximation() -> None:
     values = np.random.default_rng(1).random(400)
     estimate = metrics.interval(values, resamples=8000)
