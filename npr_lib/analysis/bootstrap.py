@@ -43,9 +43,8 @@ def resample(
     tail, found = (1 - level) / 2, []
     for value, column in zip(values, np.reshape(drawn_B, (resamples, -1)).T, strict=True):
         known = column[~np.isnan(column)]
-        ends = (
-            np.quantile(known, [tail, 1 - tail]) if known.size and value == value else [np.nan] * 2
-        )
+        defined = known.size > 0 and not np.isnan(value)
+        ends = np.quantile(known, [tail, 1 - tail]) if defined else (np.nan, np.nan)
         found.append(Estimate(float(value), *map(float, ends)))
     return found
 
