@@ -9,7 +9,8 @@ import pandas as pd
 from npr_lib.analysis.branching import span_ratio, split_gain, wrong_part_rate
 from npr_lib.analysis.ladder import NAMES
 from npr_lib.analysis.metrics import Estimate, format_pass, pooled_difference, trigger_rate
-from npr_lib.analysis.tables import DECODINGS, decoded, interval_text, sampled
+from npr_lib.analysis.quantities import QUANTITIES, share
+from npr_lib.analysis.reading import DECODINGS, decoded, sampled
 from npr_lib.tasks.parts.divisions import divisions
 
 Frames = Mapping[str, pd.DataFrame]  # checkpoint -> rollouts
@@ -19,8 +20,7 @@ def replicates_table(runs: Mapping[str, Frames]) -> pd.DataFrame:
     """Accuracy (%) of every checkpoint of every run: "T = 1 (greedy)"."""
     rows = {
         label: {
-            NAMES[name]: "{:.1f} ({:.1f})".format(*_accuracies(frame))
-            for name, frame in frames.items()
+            NAMES[name]: "{} ({})".format(*_accuracies(frame)) for name, frame in frames.items()
         }
         for label, frames in runs.items()
     }
@@ -42,27 +42,33 @@ def behaviour_table(divided: Mapping[str, Frames]) -> pd.DataFrame:
     Args:
         divided: run -> checkpoint -> divisions, as `divided` returns them.
     """
+    beta_name, npr_name = NAMES["npr_beta"], NAMES["npr"]
+    valid, forked, wrong, blind, ratio = (
+        QUANTITIES[name]
+        for name in ("format_pass", "trigger_rate", "wrong_parts", "blind", "span_ratio")
+    )
     rows = {}
     for label, frames in divided.items():
         beta, npr = frames["npr_beta"], frames["npr"]
-        blind = (100 * (frame["kind"] == "blind").mean() for frame in (beta, npr))
-        gains = split_gain(beta, npr)
+        blinds = (blind.number((frame["kind"] == "blind").mean()) for frame in (beta, npr))
         rows[label] = {
-            "format, NPR-Beta (%)": interval_text(format_pass(beta), 100, 1),
-            "trigger, NPR-Beta (%)": interval_text(trigger_rate(beta), 100, 1),
-            "wrong parts, NPR-Beta (%)": interval_text(wrong_part_rate(beta), 100, 1),
-            "format, NPR (%)": interval_text(format_pass(npr), 100, 1),
-            "blind divisions (%)": "{:.1f} → {:.1f}".format(*blind),
-            **{f"{name} (points)": interval_text(gain, 100, 1) for name, gain in gains.items()},
-            "span / SR's length, ≥ 3 independent parts": interval_text(
-                span_ratio(npr, frames["sr"])
-            ),
+            valid.title(beta_name): valid.text(format_pass(beta)),
+            forked.title(beta_name): forked.text(trigger_rate(beta)),
+            wrong.title(beta_name): wrong.text(wrong_part_rate(beta)),
+            valid.title(npr_name): valid.text(format_pass(npr)),
+            blind.title(): " → ".join(blinds),
+            **{
+                share(name).difference(): share(name).text(gain)
+                for name, gain in split_gain(beta, npr).items()
+            },
+            ratio.title(): ratio.text(span_ratio(npr, frames["sr"])),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _accuracies(frame: pd.DataFrame) -> tuple[float, float]:
-    return tuple(100 * decoded(frame, greedy)["accuracy"].mean() for _, greedy in DECODINGS)
+def _accuracies(frame: pd.DataFrame) -> list[str]:
+    means = (decoded(frame, greedy)["accuracy"].mean() for _, greedy in DECODINGS)
+    return list(map(QUANTITIES["avg"].number, means))
 
 
 def pooled_differences(runs: Sequence[Frames]) -> dict[str, Estimate]:
@@ -78,25 +84,23 @@ def pooled_differences(runs: Sequence[Frames]) -> dict[str, Estimate]:
 
 def ablation_table(results: Mapping[str, Sequence[Frames]]) -> pd.DataFrame:
     """A row a variant, figures of NPR over its seeds; differences are to the first variant."""
-    first = next(iter(results.values()))
+    first, accuracy = next(iter(results.values())), QUANTITIES["avg"]
+    columns = {"format_pass": "valid", "blocks": "num_blocks", "work": "work", "span": "span"}
     rows = {}
     for name, runs in results.items():
         frame = sampled(pd.concat([run["npr"] for run in runs]))
+        found = zip(*(_accuracies(run["npr"]) for run in runs), strict=True)
         row = {
-            f"accuracy {label} (%)": " / ".join(f"{_accuracies(run['npr'])[i]:.1f}" for run in runs)
-            for i, (label, _) in enumerate(DECODINGS)
+            accuracy.title(label): " / ".join(means)
+            for (label, _), means in zip(DECODINGS, found, strict=True)
         }
-        row |= {
-            "format pass (%)": f"{100 * frame['valid'].mean():.1f}",
-            "blocks": f"{frame['num_blocks'].mean():.2f}",
-            "work": f"{frame['work'].mean():.0f}",
-            "span": f"{frame['span'].mean():.0f}",
-        }
+        for metric, column in columns.items():
+            row[QUANTITIES[metric].title()] = QUANTITIES[metric].number(frame[column].mean())
         for label, greedy in DECODINGS:
             pairs = [
                 (decoded(old["npr"], greedy), decoded(new["npr"], greedy))
                 for old, new in zip(first, runs, strict=True)
             ]
-            row[f"Δ {label}"] = interval_text(pooled_difference(pairs), 100, 1)
+            row[f"Δ {accuracy.difference(label)}"] = accuracy.text(pooled_difference(pairs))
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index")

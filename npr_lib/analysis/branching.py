@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from npr_lib.analysis.metrics import Estimate, interval
-from npr_lib.analysis.tables import interval_text
+from npr_lib.analysis.bootstrap import Estimate, interval, resample
+from npr_lib.analysis.quantities import QUANTITIES, share
 from npr_lib.tasks.parts.divisions import KINDS
 
 
@@ -42,9 +42,7 @@ def span_ratio(
     return interval(spans[0].to_numpy(), spans[1].to_numpy(), **bootstrap)
 
 
-def split_gain(
-    before: pd.DataFrame, after: pd.DataFrame, resamples: int = 2000, seed: int = 0
-) -> dict[str, Estimate]:
+def split_gain(before: pd.DataFrame, after: pd.DataFrame, **bootstrap: Any) -> dict[str, Estimate]:
     """The gain in accuracy from `before` to `after`, in two parts (Kitagawa's decomposition).
 
     With the share p_k and the accuracy a_k of each kind k of division, Σ (p'_k - p_k) mean(a_k) is
@@ -59,15 +57,14 @@ def split_gain(
     if problems != sorted(set(after["problem_id"])):
         raise ValueError("split_gain compares responses to the same problems")
     counts_SPKC = np.stack([_counts(frame, problems) for frame in (before, after)])
-    rng = np.random.default_rng(seed)
-    draws_BP = rng.multinomial(len(problems), np.full(len(problems), 1 / len(problems)), resamples)
-    drawn_B2 = _kitagawa(np.einsum("bp,spkc->bskc", draws_BP, counts_SPKC))
-    low, high = np.quantile(drawn_B2, [0.025, 0.975], axis=0)
-    (value,) = _kitagawa(counts_SPKC.sum(axis=1)[None])
+
+    def parts(draws_P: np.ndarray) -> np.ndarray:
+        times_P = np.bincount(draws_P, minlength=len(problems))
+        return _kitagawa(np.einsum("p,spkc->skc", times_P, counts_SPKC))
+
+    found = resample(parts, len(problems), **bootstrap)
     names = ("decomposes better", "better within the same decomposition")
-    return {
-        name: Estimate(*map(float, x)) for name, *x in zip(names, value, low, high, strict=True)
-    }
+    return dict(zip(names, found, strict=True))
 
 
 def _counts(frame: pd.DataFrame, problems: list[str]) -> np.ndarray:
@@ -80,17 +77,17 @@ def _counts(frame: pd.DataFrame, problems: list[str]) -> np.ndarray:
     return counts
 
 
-def _kitagawa(counts_BSKC: np.ndarray) -> np.ndarray:
-    """Both parts of the gain, [B, 2], from the counts of the two sides S."""
-    number_BSK, right_BSK = counts_BSKC[..., 0], counts_BSKC[..., 1]
-    share_BSK = number_BSK / number_BSK.sum(axis=2, keepdims=True)
+def _kitagawa(counts_SKC: np.ndarray) -> np.ndarray:
+    """Both parts of the gain, [2], from the counts of the two sides S."""
+    number_SK, right_SK = counts_SKC[..., 0], counts_SKC[..., 1]
+    share_SK = number_SK / number_SK.sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        rate_BSK = right_BSK / number_BSK
-    rate_BSK = np.where(np.isnan(rate_BSK), rate_BSK[:, ::-1], rate_BSK)
-    rate_BSK = np.nan_to_num(rate_BSK)  # a kind on neither side has no share either
-    better = (share_BSK[:, 1] - share_BSK[:, 0]) * rate_BSK.mean(axis=1)
-    within = (rate_BSK[:, 1] - rate_BSK[:, 0]) * share_BSK.mean(axis=1)
-    return np.stack([better.sum(axis=1), within.sum(axis=1)], axis=1)
+        rate_SK = right_SK / number_SK
+    rate_SK = np.where(np.isnan(rate_SK), rate_SK[::-1], rate_SK)
+    rate_SK = np.nan_to_num(rate_SK)  # a kind on neither side has no share either
+    better = (share_SK[1] - share_SK[0]) * rate_SK.mean(axis=0)
+    within = (rate_SK[1] - rate_SK[0]) * share_SK.mean(axis=0)
+    return np.stack([better.sum(), within.sum()])
 
 
 def division_table(divided: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -102,12 +99,11 @@ def division_table(divided: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """
     rows = {}
     for name, frame in divided.items():
-        kinds = kind_shares(frame)
-        rows[name] = {
-            f"{kind}: share (accuracy), %": f"{100 * row.share:.1f}"
-            + ("" if pd.isna(row.accuracy) else f" ({100 * row.accuracy:.1f})")
-            for kind, row in kinds.iterrows()
-        }
-        rate = wrong_part_rate(frame)
-        rows[name]["branches on a wrong part (%)"] = interval_text(rate, 100, 1)
+        rows[name] = {}
+        for kind, row in kind_shares(frame).iterrows():
+            shown = share(f"{kind}: share (accuracy)")
+            right = "" if pd.isna(row.accuracy) else f" ({shown.number(row.accuracy)})"
+            rows[name][shown.title()] = shown.number(row.share) + right
+        wrong = QUANTITIES["wrong_parts"]
+        rows[name][wrong.title()] = wrong.text(wrong_part_rate(frame))
     return pd.DataFrame.from_dict(rows, orient="index")

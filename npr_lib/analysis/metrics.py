@@ -15,71 +15,21 @@ Three rules hold everywhere:
 
 Where a number is undefined (the balance of blocks that do not exist) the estimate is nan, not 0.
 
-`**bootstrap` is `resamples` (2000), `seed` (0) and `level` (0.95) of `interval`.
+`**bootstrap` is `resamples` (2000), `seed` (0) and `level` (0.95) of `bootstrap.interval`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import comb
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from npr_lib.analysis.bootstrap import Estimate, interval, resample, resample_frame
+from npr_lib.analysis.quantities import QUANTITIES
+from npr_lib.identity import resolve
 from npr_lib.reasoning.schema import parse
-
-_DRAWS_AT_ONCE = 4_000_000
-
-
-class Estimate(NamedTuple):
-    """A value and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def interval(
-    numerator_P: np.ndarray,
-    denominator_P: np.ndarray | None = None,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Estimate:
-    """Ratio of sums over problems with its percentile bootstrap interval.
-
-    Args:
-        numerator_P: one number a problem.
-        denominator_P: one number a problem, >= 0; ones when absent, which makes the ratio a mean.
-
-    Resamples in which the denominator vanishes carry no information and are left out.
-
-    Raises:
-        ValueError: no problems, or the two arrays differ in length.
-    """
-    numerator_P = np.asarray(numerator_P, float)
-    ones_P = np.ones_like(numerator_P)
-    denominator_P = ones_P if denominator_P is None else np.asarray(denominator_P, float)
-    problems = len(numerator_P)
-    if problems == 0 or denominator_P.shape != numerator_P.shape:
-        raise ValueError(f"{problems} numerators and {len(denominator_P)} denominators")
-    if not denominator_P.sum() > 0:
-        return Estimate(np.nan, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    ratios, rows = [], max(1, _DRAWS_AT_ONCE // problems)
-    for start in range(0, resamples, rows):
-        draws_BP = rng.integers(problems, size=(min(rows, resamples - start), problems))
-        bottom_B = denominator_P[draws_BP].sum(axis=1)
-        top_B = numerator_P[draws_BP].sum(axis=1)
-        ratios.append(top_B[bottom_B > 0] / bottom_B[bottom_B > 0])
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
-    value = numerator_P.sum() / denominator_P.sum()
-    return Estimate(float(value), float(low), float(high))
 
 
 def _check(df: pd.DataFrame, *columns: str) -> None:
@@ -190,6 +140,12 @@ def _majority(answers: tuple[tuple[int, int], ...], n: int, k: int) -> float:
 
     For every height s of the winning pile, ways[size, tied, right] counts the choices of votes in
     which `tied` answers, `right` of them right, have exactly s votes and all others fewer.
+
+    Why that is every subset, once: a subset in which anybody votes has one winning height s, and
+    is a choice of 0...s of each answer's votes, at least one answer reaching s (tied > 0), with
+    abstentions for the rest of its k. So the s part the subsets among them, the answers' choices
+    are independent (a product of binomials, built up answer by answer), and subsets without a vote
+    score 0.
     """
     abstentions = n - sum(votes for votes, _ in answers)
     total = 0.0
@@ -265,9 +221,7 @@ def paired_difference(
 def pooled_difference(
     pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]],
     metric: str = "avg",
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    **bootstrap: Any,
 ) -> Estimate:
     """Mean of `after` minus `before` over several training runs with as many problems each, the
     same ones or others.
@@ -284,16 +238,12 @@ def pooled_difference(
     if any(s.isna().any() for s in series) or len({len(s) for s in series}) > 1:
         raise ValueError("different problems in a pair, or different numbers of them in the runs")
     difference_PR = np.stack([s.sort_index().to_numpy() for s in series], axis=1)
-    rng = np.random.default_rng(seed)
-    problems, runs = difference_PR.shape
-    drawn = [
-        difference_PR[rng.integers(problems, size=problems)][
-            :, rng.integers(runs, size=runs)
-        ].mean()
-        for _ in range(resamples)
-    ]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(difference_PR.mean()), float(low), float(high))
+    (estimate,) = resample(
+        lambda draws_P, draws_R: difference_PR[draws_P][:, draws_R].mean(),
+        *difference_PR.shape,
+        **bootstrap,
+    )
+    return estimate
 
 
 def _values(df: pd.DataFrame, metric: str, k: int | None) -> pd.Series:
@@ -401,16 +351,25 @@ def summary(
     return {name: estimate._asdict() for name, estimate in estimates.items()}
 
 
-def ladder(frames: Mapping[str, pd.DataFrame], **bootstrap: Any) -> pd.DataFrame:
+def ladder(
+    frames: Mapping[str, pd.DataFrame],
+    metrics: Mapping[str, str | Callable[[pd.DataFrame], Any]] | None = None,
+    **bootstrap: Any,
+) -> pd.DataFrame:
     """Every checkpoint beside the others, sampled and greedy apart.
 
     Args:
         frames: checkpoint name -> its evaluation rollouts, in the order of the report.
+        metrics: more of them: name -> a function of the rollouts of one checkpoint at one
+            temperature (`bootstrap.resample_frame`), or `module:function`.
 
     Returns:
         Tidy, one row a number: checkpoint, temperature (falling), problems, samples (a problem),
         metric, value, low, high.
     """
+    own = {name: resolve(metric) for name, metric in (metrics or {}).items()}
+    if taken := [name for name in own if name.split("@")[0] in QUANTITIES]:
+        raise ValueError(f"metrics of one's own need other names than {', '.join(taken)}")
     rows = []
     for name, df in frames.items():
         if "temperature" not in df.columns:
@@ -423,6 +382,7 @@ def ladder(frames: Mapping[str, pd.DataFrame], **bootstrap: Any) -> pd.DataFrame
                 "problems": group["problem_id"].nunique(),
                 "samples": samples_per_problem(group),
             }
-            for metric, estimate in summary(group, **bootstrap).items():
-                rows.append({**head, "metric": metric, **estimate})
+            found = summary(group, **bootstrap)
+            found |= {n: resample_frame(f, group, **bootstrap)._asdict() for n, f in own.items()}
+            rows += [{**head, "metric": metric, **numbers} for metric, numbers in found.items()]
     return pd.DataFrame(rows)

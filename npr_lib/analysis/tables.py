@@ -1,4 +1,4 @@
-"""What the notebooks read from a run's folder and put into tables.
+"""What the notebooks put into tables, and the files that hold them.
 
 Drawing is `npr_lib.viz`, numbers are `metrics`, pages are `npr_lib.workbench.pages`.
 """
@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from npr_lib import WorkbenchError
-from npr_lib.analysis.ladder import CHANGES, COMPARISONS, LADDER, NAMES
+from npr_lib.analysis.ladder import CHANGES, COMPARISONS, NAMES
 from npr_lib.analysis.metrics import Estimate, efficiency, paired_difference
+from npr_lib.analysis.quantities import QUANTITIES, interval_text, quantity
+from npr_lib.analysis.reading import DECODINGS, decoded
 from npr_lib.files import write_json
-from npr_lib.reasoning.trajectory import Trajectory, from_row, read_rollouts, rollouts_path
 
 PAPER = pd.DataFrame(
     {
@@ -40,69 +39,6 @@ PAPER_SPEED = pd.DataFrame(
 """arXiv 2512.07461: throughput and its ratio to sequential decoding with SR."""
 
 
-def read_log(run_dir: Path, name: str) -> pd.DataFrame:
-    """The training log of a checkpoint, one row a logged step."""
-    return pd.read_json(Path(run_dir) / name / "log.jsonl", lines=True)
-
-
-def read_evaluations(run_dir: Path, names: Sequence[str] = LADDER) -> dict[str, pd.DataFrame]:
-    """The paper's name of each checkpoint -> its evaluation rollouts, in the ladder's order."""
-    return {NAMES[name]: read_rollouts(rollouts_path(run_dir, name)) for name in names}
-
-
-def read_responses(
-    run_dir: Path, pattern: str = "rollouts/eval_*.parquet", where: str = ""
-) -> pd.DataFrame:
-    """Rollouts of every file that matches, in the ladder's order; the file names a missing stage.
-
-    Args:
-        pattern: files in the run's folder.
-        where: which rows, in the language of `DataFrame.query`; empty: all.
-
-    Raises:
-        WorkbenchError: no such file, or `where` can't be read or leaves no row.
-    """
-    order = {f"eval_{name}": i for i, name in enumerate(LADDER)}
-    paths = sorted(Path(run_dir).glob(pattern), key=lambda p: (order.get(p.stem, 99), p.name))
-    if not paths:
-        raise WorkbenchError(f"no file {pattern} in {run_dir}")
-    frames = [read_rollouts(path) for path in paths]
-    named = [
-        frame if "stage" in frame else frame.assign(stage=path.stem)
-        for frame, path in zip(frames, paths, strict=True)
-    ]
-    frame = pd.concat(named, ignore_index=True)
-    try:
-        frame = frame.query(where) if where else frame
-    except (KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
-        raise WorkbenchError(f"{where!r} does not choose rows: {error}") from error
-    if frame.empty:
-        raise WorkbenchError(f"no response in {pattern}" + (f" where {where}" if where else ""))
-    return frame
-
-
-def read_tokenizer(run_dir: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the run's last checkpoint; those before know no token that it does not."""
-    made = [name for name in LADDER if (Path(run_dir) / name / "tokenizer_config.json").exists()]
-    if not made:
-        raise WorkbenchError(f"no checkpoint in {run_dir}")
-    return AutoTokenizer.from_pretrained(Path(run_dir) / made[-1])
-
-
-DECODINGS = (("T = 1", False), ("greedy", True))
-"""What a decoding is called, and whether it is greedy."""
-
-
-def decoded(frame: pd.DataFrame, greedy: bool) -> pd.DataFrame:
-    """The rows that were decoded greedily (T = 0), or the others."""
-    return frame[(frame["temperature"] == 0) == greedy]
-
-
-def sampled(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that were sampled (T > 0), without the greedy ones."""
-    return decoded(frame, greedy=False)
-
-
 def differences(frames: Mapping[str, pd.DataFrame]) -> dict[str, Estimate]:
     """Accuracy of `after` minus `before` for each of `COMPARISONS`, T = 1 and greedy."""
     found = {}
@@ -116,46 +52,44 @@ def differences(frames: Mapping[str, pd.DataFrame]) -> dict[str, Estimate]:
 
 def changes(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """What each stage changed: paired differences on the same problems, `CHANGES` as rows."""
-    columns = {
-        "accuracy, T = 1 (points)": ("avg", False, 100, 1),
-        "accuracy, greedy (points)": ("avg", True, 100, 1),
-        "format pass, T = 1 (points)": ("valid", False, 100, 1),
-        "work, T = 1 (tokens)": ("work", False, 1, 1),
-        "span, T = 1 (tokens)": ("span", False, 1, 1),
-    }
     table = pd.DataFrame(index=pd.Index(CHANGES.values()))
-    for title, (metric, greedy, scale, digits) in columns.items():
-        cells = []
+    (sampled, _), (greedy, _) = DECODINGS
+    for metric, column, decoding in (
+        ("avg", "avg", sampled),
+        ("avg", "avg", greedy),
+        ("format_pass", "valid", sampled),
+        ("work", "work", sampled),
+        ("span", "span", sampled),
+    ):
+        shown, cells = QUANTITIES[metric], []
         for pair in CHANGES:
-            sides = [decoded(frames[NAMES[name]], greedy) for name in pair]
-            cells.append(interval_text(paired_difference(*sides, metric), scale, digits))
-        table[title] = cells
+            sides = [decoded(frames[NAMES[name]], decoding == greedy) for name in pair]
+            cells.append(shown.text(paired_difference(*sides, column)))
+        table[shown.difference(decoding)] = cells
     return table
+
+
+HEADLINE = ("format_pass", "trigger_rate", "branches_per_block", "work", "span", "ideal_speedup")
+"""What stands behind the accuracies in the report's first table."""
 
 
 def headline(ladder: pd.DataFrame) -> pd.DataFrame:
     """The report's first table: a row a checkpoint, cells `67.7 [64.1, 71.2]`.
 
     Args:
-        ladder: what `metrics.ladder` returns; T = 1 for all but the greedy accuracy.
+        ladder: what `metrics.ladder` returns; T = 1 for all but the greedy accuracy. Metrics of
+            one's own come last.
     """
     kind = ladder["metric"].str.split("@").str[0]
-    greedy = ladder["temperature"] == 0
-    columns = {
-        "accuracy, T = 1 (%)": ("avg", ~greedy, 100, 1),
-        "accuracy, greedy (%)": ("avg", greedy, 100, 1),
-        "format pass (%)": ("format_pass", ~greedy, 100, 1),
-        "parallel trigger rate (%)": ("trigger_rate", ~greedy, 100, 1),
-        "branches a block": ("branches_per_block", ~greedy, 1, 2),
-        "work": ("work", ~greedy, 1, 1),
-        "span": ("span", ~greedy, 1, 1),
-        "work/span": ("ideal_speedup", ~greedy, 1, 2),
-    }
+    own = ladder["metric"][~kind.isin(QUANTITIES)].unique()
+    columns = [("avg", *decoding) for decoding in DECODINGS]
+    columns += [(metric, "", False) for metric in (*HEADLINE, *own)]
     table = pd.DataFrame(index=pd.Index(ladder["checkpoint"].unique()))
-    for title, (metric, rows, scale, digits) in columns.items():
-        chosen = ladder[rows & (kind == metric)].set_index("checkpoint")
-        cells = [interval_text(row, scale, digits) for row in chosen.itertuples()]
-        table[title] = pd.Series(cells, index=chosen.index)
+    for metric, decoding, greedy in columns:
+        chosen = (kind if metric in QUANTITIES else ladder["metric"]) == metric
+        rows = ladder[chosen & ((ladder["temperature"] == 0) == greedy)]
+        cells = [quantity(metric).text(row) for row in rows.itertuples()]
+        table[quantity(metric).title(decoding)] = pd.Series(cells, index=rows["checkpoint"])
     return table.fillna("–")
 
 
@@ -163,14 +97,6 @@ def estimates_table(estimates: Mapping[str, Estimate]) -> pd.DataFrame:
     """Named estimates in points of 100, one a row."""
     cells = {name: interval_text(estimate, 100, 1) for name, estimate in estimates.items()}
     return pd.Series(cells, name="points [95 % interval]").to_frame()
-
-
-def interval_text(estimate: Any, scale: float = 1, digits: int = 2) -> str:
-    """`value [low, high]`, or a dash when undefined."""
-    if pd.isna(estimate.value):
-        return "–"
-    numbers = (f"{scale * x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
-    return "{} [{}, {}]".format(*numbers)
 
 
 def speed_table(speed: Mapping[str, Any]) -> pd.DataFrame:
@@ -213,26 +139,6 @@ def measured(speed: Mapping[str, Any], ratio: str = "replay") -> dict[str, float
         "batch 1": speed["latency_ratios"][ratio],
         f"batch {speed['problems']}": speed["throughput_ratios"][ratio],
     }
-
-
-def examples(frame: pd.DataFrame, count: int = 3) -> list[tuple[Trajectory, pd.Series]]:
-    """Responses worth drawing: correct and valid first, each with another shape if possible.
-
-    A shape is the number of branches of every block; wider shapes come first. The choice is a
-    function of the frame. Fewer than `count` only if the frame has fewer rows.
-    """
-    ranked = frame.assign(
-        shape=[tuple(int(k) for k in row) for row in frame["num_branches"]],
-        good=(frame["valid"] & (frame["accuracy"] == 1)).astype(int),
-    )
-    ranked["again"] = ranked.sort_values("good", ascending=False).groupby("shape").cumcount()
-    ranked["width"] = [max(shape, default=0) for shape in ranked["shape"]]
-    best = ranked.sort_values(
-        ["triggered", "good", "again", "width"],
-        ascending=[False, False, True, False],
-        kind="stable",
-    )
-    return [(from_row(row), row) for _, row in best.head(count).iterrows()]
 
 
 def save_tables(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:

@@ -189,14 +189,12 @@ def explore(run_dir: Path, target: Path, where: str = "") -> None:
     Raises:
         WorkbenchError: the run has no evaluation, or `where` chooses nothing.
     """
-    from npr_lib.analysis import (
-        tables as run_report,  # imports transformers, which no other command needs
-    )
+    from npr_lib.analysis import reading  # imports transformers, which no other command needs
     from npr_lib.viz import page
 
-    frame = run_report.read_responses(run_dir, where=where)
+    frame = reading.read_responses(run_dir, where=where)
     target.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer = run_report.read_tokenizer(run_dir)
+    tokenizer = reading.read_tokenizer(run_dir)
     target.write_text(page(frame, tokenizer, run_dir.resolve().name), encoding="utf-8")
 
 

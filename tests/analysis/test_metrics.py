@@ -5,9 +5,12 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 import pytest
+from scripted import block, trajectory
 
-from npr_lib.analysis import metrics
-from npr_lib.analysis.metrics import Estimate
+from npr_lib import WorkbenchError
+from npr_lib.analysis import metrics, tables
+from npr_lib.analysis.bootstrap import Estimate, resample_frame
+from npr_lib.reasoning.trajectory import to_rows
 
 
 def rollouts(answers: dict[str, str], right: str = "r", **columns: object) -> pd.DataFrame:
@@ -149,13 +152,6 @@ def test_interval_is_seeded_and_ordered() -> None:
     assert first.low < first.value < first.high
     wide = metrics.interval(values, seed=3, level=0.99)
     assert wide.low < first.low and wide.high > first.high
-
-
-def test_interval_does_not_depend_on_how_it_is_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(0).random(50)
-    whole = metrics.interval(values)
-    monkeypatch.setattr(metrics, "_DRAWS_AT_ONCE", 999)
-    assert metrics.interval(values) == whole
 
 
 def test_interval_matches_the_normal_approximation() -> None:
@@ -405,3 +401,77 @@ def test_ladder_keeps_order_and_separates_greedy() -> None:
     assert set(table["problems"]) == {2}
     with pytest.raises(ValueError, match="'npr' lack the column 'temperature'"):
         metrics.ladder({"npr": evaluation("rr").drop(columns="temperature")})
+
+
+# ------------------------------------------------------------------ metrics of one's own
+
+
+def solved_often(df: pd.DataFrame) -> float:
+    """Share of problems with more right samples than wrong ones; a problem drawn twice counts
+    twice only if it is two problems."""
+    return (df.groupby("problem_id")["accuracy"].mean() > 0.5).mean()
+
+
+def test_a_metric_of_ones_own_stands_in_the_ladder_and_in_its_table() -> None:
+    frames = {"NPR": evaluation("rr"), "SR": evaluation("ww")}
+    own = {
+        "solved often": solved_often,
+        "rate@x": lambda df: Estimate(0.25, 0.125, 0.5),
+        "mean": f"{__name__}:solved_often",
+    }
+    table = metrics.ladder(frames, metrics=own)
+    rows = table[table["temperature"] == 1].set_index(["metric", "checkpoint"])
+    assert rows.loc[("solved often", "NPR"), ["value", "low", "high"]].tolist() == [0.5, 0, 1]
+    assert rows.loc[("solved often", "SR"), "value"] == 0
+    assert rows.loc[("mean", "NPR"), "value"] == 0.5
+    headline = tables.headline(table)
+    assert list(headline.columns)[-3:] == list(own)
+    assert headline.loc["NPR", "rate@x"] == "0.25 [0.12, 0.50]"
+    assert headline.loc["NPR", "solved often"] == "0.50 [0.00, 1.00]"
+    assert metrics.ladder(frames).equals(table[~table["metric"].isin(own)].reset_index(drop=True))
+    with pytest.raises(ValueError, match="need other names than avg@9, work"):
+        metrics.ladder(frames, metrics={"avg@9": solved_often, "work": solved_often})
+    with pytest.raises(WorkbenchError, match="can't be found"):
+        metrics.ladder(frames, metrics={"mine": "no_such_module:f"})
+
+
+def test_the_interval_of_a_metric_of_ones_own_is_that_of_resampled_problems() -> None:
+    letters = ["".join(x) for x in product("rw", repeat=4)] * 4
+    df = rollouts({f"p{i:02d}": pattern for i, pattern in enumerate(letters)})
+    estimate = resample_frame(solved_often, df)
+    often = [pattern.count("r") > 2 for pattern in letters]
+    assert estimate == metrics.interval(np.array(often), resamples=200)
+    assert resample_frame(lambda d: metrics.avg_at_k(d, resamples=1).value, df) == (
+        metrics.avg_at_k(df, resamples=200)
+    )
+
+
+# ------------------------------------------------------------------ one step beside
+
+
+def test_paired_differences_are_of_the_same_problem_whatever_the_order() -> None:
+    """Two frames that differ by exactly 1 on every problem, their rows in other orders: any other
+    pairing of problems has an interval of some width."""
+    spans = np.arange(40) ** 2
+    before, after = executed(span=list(spans)), executed(span=list(spans + 1))
+    again = after.sample(frac=1, random_state=3)
+    assert metrics.paired_difference(before, again, "span") == Estimate(1, 1, 1)
+    assert metrics.pooled_difference([(before, again)], "span") == Estimate(1, 1, 1)
+
+
+def test_numbers_of_blocks_are_not_those_of_responses() -> None:
+    """A response of two blocks with five branches, one that never forked, and one that was decoded
+    sequentially and has its blocks on paper only."""
+    text = block("A", "A=1", "A=1+1") + block("A", "A=1")
+    answers = [trajectory(text), trajectory("1"), trajectory(text, mode="sequential")]
+    df = to_rows(answers, problem_id=["p", "q", "r"], sample=0).drop(columns="mode")
+    assert metrics.trigger_rate(df).value == pytest.approx(1 / 3)
+    assert metrics.format_pass(df).value == 0  # no box anywhere
+    assert metrics.branches_per_block(df).value == 5 / 2
+    assert metrics.wide_block_share(df).value == 1
+    # steps of 5, 7, 9 and of 5, 7 tokens
+    assert metrics.balance(df).value == pytest.approx((7 / 9 + 6 / 7) / 2)
+    assert metrics.work(df).value == pytest.approx((2 * answers[0].work + 1) / 3)
+    # the branches beside the longest one are what work has more than span
+    assert answers[0].work - answers[0].span == 5 + 7 + 5
+    assert answers[2].work == answers[2].span == answers[0].work

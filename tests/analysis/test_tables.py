@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 
-from npr_lib.analysis import tables
+from npr_lib.analysis import reading, tables
 from npr_lib.analysis.ladder import COMPARISONS, NAMES
 from npr_lib.analysis.metrics import Estimate
 
@@ -94,7 +94,7 @@ def test_differences_pair_the_same_decoding():
 
 
 def test_examples_are_right_valid_and_of_different_shapes(monkeypatch):
-    monkeypatch.setattr(tables, "from_row", lambda row: row["id"])
+    monkeypatch.setattr(reading, "from_row", lambda row: row["id"])
     rows = [
         ("narrow", [1], True, 1.0, True),
         ("wide", [4], True, 1.0, True),
@@ -106,9 +106,9 @@ def test_examples_are_right_valid_and_of_different_shapes(monkeypatch):
     ]
     columns = ["id", "num_branches", "valid", "accuracy", "triggered"]
     frame = pd.DataFrame(rows, columns=columns)
-    assert [name for name, _ in tables.examples(frame, 3)] == ["wide", "middle", "narrow"]
-    assert [name for name, _ in tables.examples(frame, 4)][3] == "wide again"
-    assert len(tables.examples(frame.head(2), 3)) == 2
+    assert [name for name, _ in reading.examples(frame, 3)] == ["wide", "middle", "narrow"]
+    assert [name for name, _ in reading.examples(frame, 4)][3] == "wide again"
+    assert len(reading.examples(frame.head(2), 3)) == 2
 
 
 def test_saved_metrics_are_strict_json(tmp_path):

@@ -21,7 +21,7 @@ from test_response import block, trajectory
 
 from npr_lib import viz
 from npr_lib.analysis.ladder import LADDER
-from npr_lib.analysis.tables import read_responses
+from npr_lib.analysis.reading import read_responses
 from npr_lib.profiles.profile import load_profile, save_profile
 from npr_lib.reasoning.trajectory import to_rows, write_rollouts
 from npr_lib.viz.explorer import data
@@ -372,7 +372,7 @@ from types import SimpleNamespace
 run = Path({run!r})
 sys.path.insert(0, {tests!r})
 from policies import random_policy
-from npr_lib.analysis import evaluate, tables
+from npr_lib.analysis import evaluate, reading
 from npr_lib import viz
 from npr_lib.engine import SamplingParams
 from npr_lib.engine.branch import Response
@@ -397,7 +397,7 @@ CELLS = (
     "live = viz.live(engine, 'A=1+2', params)\ndisplay(live)\nstopped = await live.task",
     "print('pool', engine.kv.num_used, stopped.finish_reason, stopped.work, live.status)",
     "Response.forced_token = lambda self, branch: policy(self, branch)\n"
-    "frame = tables.read_responses(run, where='stage == \"npr_beta\"')\n"
+    "frame = reading.read_responses(run, where='stage == \"npr_beta\"')\n"
     "verify = lambda answer, row: answer == row['answer']\n"
     "viz.what_if(engine, frame, engine.tokenizer, params, verify)",
 )
