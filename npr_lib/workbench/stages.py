@@ -13,8 +13,9 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,7 +33,8 @@ from npr_lib.workbench.notebook import Notebook, read_notebooks
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 NOT_DONE = "not done yet"
-PARTS = ("parameters", "sections", "inputs", "notebook", "source")
+PARTS = ("parameters", "sections", "functions", "inputs", "notebook", "source")
+FUNCTION = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")  # as a profile names it
 
 
 class RunError(WorkbenchError):
@@ -242,8 +244,8 @@ def stage_identity(
     notebook: Notebook, profile: Profile, run: Path, seed: int, checkpoint: Path | None
 ) -> dict[str, Any]:
     """What a stage's result depends on, part by part: parameters and sections as they are; digests
-    of the inputs, of the notebook's cells and of the source of all that they import. Equal
-    identities mean: don't run again."""
+    of the inputs, of the functions that the sections name, of the notebook's cells and of the
+    source of all that they import. Equal identities mean: don't run again."""
     cells = json.loads(notebook.path.read_text(encoding="utf-8"))["cells"]
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
     started = checkpoint is not None and notebook.checkpoint is not None
@@ -257,14 +259,25 @@ def stage_identity(
     if "problems" in notebook.sections:
         inputs |= {"problems": problems.identity(profile.problems)}
     plain = json.loads(json.dumps(dataclasses.asdict(profile)))
+    sections = {name: plain[name] for name in notebook.sections}
     identity = {
         "parameters": {"seed": seed},
-        "sections": {name: plain[name] for name in notebook.sections},
+        "sections": sections,
+        "functions": dict(sorted(_functions(sections))),
         "inputs": inputs,
         "notebook": fingerprint(sources),
         "source": _source(sources),
     }
     return json.loads(json.dumps(identity))
+
+
+def _functions(section: Any) -> Iterator[tuple[str, str]]:
+    """Every function that a section names, with the digest of its source and what that imports."""
+    if isinstance(section, dict):
+        for value in section.values():
+            yield from _functions(value)
+    elif isinstance(section, str) and (match := FUNCTION.fullmatch(section)):
+        yield section, fingerprint(closure(match[1]))
 
 
 def _source(cells: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -293,6 +293,21 @@ def test_the_problems_of_a_local_file_are_an_input(tmp_path):
     assert stages.why_run(notebook, run_dir, now(profile)) == "changed inputs: problems"
 
 
+def test_the_source_of_a_function_that_a_section_names_counts(tmp_path, monkeypatch):
+    path, _, run_dir, now = finished_stage(tmp_path)
+    module, notebook = tmp_path / "named_metrics.py", read_notebook(path)
+    module.write_text("def wordiness(rollouts):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    profile = PROFILE | {"own": {"metric": "named_metrics:wordiness"}}
+    stages.mark_done(notebook, run_dir, now(profile))
+    module.write_text("def wordiness(rollouts):\n    return 1.0  # a comment\n")
+    assert stages.why_run(notebook, run_dir, now(profile)) is None
+    module.write_text("def wordiness(rollouts):\n    return 2.0\n")
+    assert stages.why_run(notebook, run_dir, now(profile)) == (
+        "changed functions: named_metrics:wordiness"
+    )
+
+
 def test_missing_output_is_an_error(tmp_path):
     path, _, run_dir, now = finished_stage(tmp_path)
     (run_dir / "out" / "a").unlink()
