@@ -1,7 +1,8 @@
 """What a profile or a notebook says of a recipe is what trains."""
 
+import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,11 +14,14 @@ from policies import random_policy
 from stages_for_tests import make_stage
 
 from npr_lib import WorkbenchError
+from npr_lib.analysis import evaluate
 from npr_lib.engine.branch import Response
 from npr_lib.profiles.profile import load_profile
+from npr_lib.rewards import stage1_reward
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 from npr_lib.tasks.problems import Problem, ProblemSet
-from npr_lib.train import dapo, papo, reinforce
+from npr_lib.train import dapo, papo, reinforce, rejection, seed
+from npr_lib.train.trainer import Recipe
 
 TOKENIZER = tiny_tokenizer()
 OTHER = {  # of every setting another value than the smoke profile's
@@ -98,6 +102,64 @@ def test_stage_1_refuses_what_contradicts_it(override):
         WorkbenchError, match=rf"npr_zero\.grpo\.{override.split('=')[0]}.*DAPO has"
     ):
         dapo.train(make_stage(profile, "nowhere", "start"))
+
+
+def leaves(section, start=""):
+    """Every dotted setting of a section, with its value."""
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{start}{key}.")
+        else:
+            yield f"{start}{key}", value
+
+
+def another(value):
+    """Some other value of the same type, as YAML."""
+    if isinstance(value, bool):
+        return str(not value).lower()
+    return {int: lambda: value + 2, float: lambda: value / 2 + 1e-3}[type(value)]()
+
+
+CHOICES = {"npr.advantage": "none", "npr.invalid": "filter", "npr.clip": "dapo"}
+CHOICES |= {"rejection.keep": "first"}
+
+
+@pytest.mark.parametrize(
+    ("section", "identity"),
+    [
+        ("npr", lambda stage: reinforce._identity(stage, recipe_of(stage, papo), {}, None)),
+        ("npr_zero", lambda stage: reinforce._identity(stage, recipe_of(stage, dapo), {}, None)),
+        ("engine", lambda stage: reinforce._identity(stage, recipe_of(stage, papo), {}, None)),
+        ("rejection", rejection._identity),
+        ("engine", rejection._identity),
+        ("engine", lambda stage: evaluate._identity(stage, "npr", "test")),
+        ("evaluation", lambda stage: evaluate._identity(stage, "npr", "test")),
+        ("seed", lambda stage: seed._identity(stage.profile, stage.seed)),
+    ],
+)
+def test_every_setting_is_a_part_of_the_identity(section, identity, tmp_path):
+    """Change one at a time: what it decides is not the same any more."""
+    profile = load_profile("smoke")
+    before = json.dumps(identity(make_stage(profile, tmp_path)), sort_keys=True)
+    apart = {"metrics", "speed_problems", "speed_rounds"}  # not of the responses
+    tried = 0
+    for key, value in leaves(asdict(getattr(profile, section))):
+        name = f"{section}.{key}"
+        plain = isinstance(value, int | float) and key not in apart
+        if not plain and name not in CHOICES:
+            continue
+        changed = load_profile("smoke", [f"{name}={CHOICES.get(name) or another(value)}"])
+        assert json.dumps(identity(make_stage(changed, tmp_path)), sort_keys=True) != before, name
+        tried += 1
+    assert tried >= 2
+    seeded = replace(make_stage(profile, tmp_path), seed=1)
+    assert json.dumps(identity(seeded), sort_keys=True) != before
+
+
+def recipe_of(stage, module):
+    section = stage.profile.npr if module is papo else stage.profile.npr_zero
+    reward = papo.reward_of(section) if module is papo else stage1_reward
+    return Recipe(section, "parallel", reward, papo.advantages)
 
 
 # -- functions of one's own ------------------------------------------------------------------

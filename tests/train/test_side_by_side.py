@@ -129,3 +129,33 @@ def test_both_end_when_their_parent_is_killed(tmp_path):
     parent.wait()
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
+
+
+NOTEBOOK = """
+import os
+from functools import partial
+
+from npr_lib.side_by_side import at_once, side_by_side
+
+SCALE = 3
+
+def scaled(value, more=0):
+    return os.getpid(), SCALE * value + more
+
+assert at_once() == 2
+results = side_by_side(partial(scaled, more=1), [(1,), (2,)])
+assert [value for _, value in results] == [4, 7]
+assert os.getpid() not in {pid for pid, _ in results}
+"""
+
+
+@pytest.mark.skipif(module.at_once() < 2, reason="one at a time here")
+def test_functions_of_a_notebook_run_side_by_side():
+    """What a cell defines lies in no module; what it uses travels with it."""
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert done.returncode == 0, done.stderr
