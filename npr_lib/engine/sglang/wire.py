@@ -94,7 +94,7 @@ def unpack(asked: object, defaults: Mapping[str, object]) -> Settings:
     )
 
 
-def _by_path(text: object) -> Prefix | None:
+def _by_path(text: Any) -> Prefix | None:
     if text is None:
         return None
     return {tuple((b, i) for b, i in path): ids for path, ids in json.loads(text)}
@@ -125,7 +125,7 @@ def to_wire(trajectory: Trajectory) -> dict[str, object]:
     }
 
 
-def from_wire(row: Mapping[str, object], prompt_ids: Sequence[int]) -> Trajectory:
+def from_wire(row: Mapping[str, Any], prompt_ids: Sequence[int]) -> Trajectory:
     """The trajectory of a response to `prompt_ids`."""
     prompt = len(prompt_ids)
     own = np.asarray(row["hidden"], np.int32).reshape(-1, len(row["completion_ids"]), 2)
@@ -165,7 +165,7 @@ def events_to_wire(events: Sequence[Event]) -> list[list[object]]:
     ]
 
 
-def event_from_wire(values: Sequence[object], call: int, index: int) -> Event:
+def event_from_wire(values: Sequence[Any], call: int, index: int) -> Event:
     """The event of response `index` in call `call`."""
     kind, step, seconds, path, *own = values
     if kind == "Token" and own[1] is None:
