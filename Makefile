@@ -68,9 +68,10 @@ test-sglang: $(SGLANG_STAMP)  ## the engine on real SGLang, on a CPU: the oracle
 test-sglang-full: $(SGLANG_STAMP)  ## every test on real SGLang
 	$(SGLANG_PYTEST) 3000 $(SGLANG)/bin/python -m pytest -s tests/engine/sglang/test_sglang_*.py $(ARGS)
 
-lint: $(STAMP)  ## ruff
+lint: $(STAMP)  ## ruff, then mypy on npr_lib
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: $(STAMP)  ## let ruff rewrite
 	$(PY) -m ruff check --fix .
@@ -80,5 +81,5 @@ lab: $(STAMP)  ## JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks
 
 clean:  ## the environment and the caches; runs in reports/ are kept
-	rm -rf $(VENV) $(SGLANG) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SGLANG) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

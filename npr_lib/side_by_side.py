@@ -78,7 +78,9 @@ def _begin(threads: int) -> None:
 
 def _end_with_parent() -> None:
     """A notebook that was killed leaves nobody who writes into its run."""
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a process of the pool"
+    wait([parent.sentinel])
     os._exit(1)
 
 

@@ -163,6 +163,7 @@ class _Worker:
             self.disconnect(process)
 
     def disconnect(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None, "`start` gives the worker a pipe"
         process.stdin.close()
         self.channel.close()
 

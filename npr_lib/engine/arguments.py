@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -43,8 +43,13 @@ def read_call(
         raise ValueError(f"n = {n}: expected at least 1")
     if isinstance(prompts, str):
         raise ValueError("prompts is one text: expected a list of prompts")
-    every = _one_each(params, SamplingParams, len(prompts), "params")
-    prefixes = _one_each(prefix, Mapping | None, len(prompts), "prefix")
+    count = len(prompts)
+    every = [params] * count if isinstance(params, SamplingParams) else params
+    _check_count(every, count, "params")
+    prefixes: Sequence[Prefix | None] = (
+        [prefix] * count if prefix is None or isinstance(prefix, Mapping) else prefix
+    )
+    _check_count(prefixes, count, "prefix")
     occurrences: Counter[int] = Counter()
     for index, (prompt, own, start) in enumerate(zip(prompts, every, prefixes, strict=True)):
         ids = encode(prompt, tokenizer) if isinstance(prompt, str) else [int(i) for i in prompt]
@@ -60,13 +65,10 @@ def read_call(
         yield Asked(ids, own, [mix(seed, i) for i in range(n)], start or None)
 
 
-def _one_each(values: object, kind: object, count: int, name: str) -> Sequence[Any]:
-    """One value for all prompts, or a sequence with one for each, as a sequence."""
-    if isinstance(values, kind):
-        return [values] * count
+def _check_count(values: Sized, count: int, name: str) -> None:
+    """One for each prompt, where there isn't one for all."""
     if len(values) != count:
         raise ValueError(f"{len(values)} {name} for {count} prompts")
-    return values
 
 
 def best(trajectories: Sequence[Trajectory], n: int, best_of: int) -> list[Trajectory]:

@@ -104,7 +104,9 @@ def npr_attention(
                 raise ValueError(f"attention with {name} is not supported")
     if npr_step is not None:
         npr_step.layers_done += 1
-        return _slot_attention(module.layer_idx, query, key, value, scaling, npr_step), None
+        layer = module.layer_idx
+        assert isinstance(layer, int), "transformers numbers its attention layers"
+        return _slot_attention(layer, query, key, value, scaling, npr_step), None
     if npr_layout is not None and query.is_cuda:
         return _flex_attention(query, key, value, scaling, npr_layout), None
     if npr_layout is not None:
@@ -123,11 +125,11 @@ def _slot_attention(
     step: KVStep,
 ) -> torch.Tensor:
     keys, values = step.keys[layer], step.values[layer]
-    for new in (key, value):
-        if (new.shape[1], new.shape[3]) != keys.shape[1:]:
+    for given in (key, value):
+        if (given.shape[1], given.shape[3]) != keys.shape[1:]:
             raise ValueError(
-                f"keys or values of {new.shape[1]} heads x {new.shape[3]} are not supported: the "
-                f"model's configuration tells of {keys.shape[1]} x {keys.shape[2]}"
+                f"keys or values of {given.shape[1]} heads x {given.shape[3]} are not supported: "
+                f"the model's configuration tells of {keys.shape[1]} x {keys.shape[2]}"
             )
     # All new KV is written before anything is read, so that rows of one step may see each other:
     # a join's <takeaway> sees the </step> tokens forwarded beside it.
@@ -176,7 +178,7 @@ def _gathered(
                 own = keys - start
                 mask[r] &= (own < level[:, :1]) | (own >= level[:, 1:])
         slots = np.where(keys < group.lengths[:, None], tables[group.rows, :longest], 0)
-        group.gathered = tuple(torch.from_numpy(x).to(device) for x in (slots, mask))
+        group.gathered = torch.from_numpy(slots).to(device), torch.from_numpy(mask).to(device)
     return group.gathered
 
 

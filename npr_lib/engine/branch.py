@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,7 +31,7 @@ from npr_lib.engine.api import (
 )
 from npr_lib.engine.kv import SlotTable
 from npr_lib.engine.sampling import mix
-from npr_lib.reasoning.layout import BranchPath
+from npr_lib.reasoning.layout import BranchPath, SegmentKind
 from npr_lib.reasoning.schema import ViolationKind
 from npr_lib.reasoning.tokens import TagIds, step_prefix
 from npr_lib.reasoning.trajectory import FinishReason, Mode
@@ -58,7 +59,7 @@ class Run:
     tokens: (id, logprob, behaviour logprob, sampled, step) each.
     """
 
-    kind: str
+    kind: SegmentKind
     start: int
     tokens: list[tuple[int, float, float, bool, int]] = field(default_factory=list)
 
@@ -71,7 +72,7 @@ class Branch:
     key: int
     position: int
     parent: Branch | None = None
-    kind: str = "text"
+    kind: SegmentKind = "text"
     state: str = "text"  # text | guideline | plan | takeaway: what a tag means here
     items: list[Run | list[Branch]] = field(default_factory=list)
     plans: list[list[int]] = field(default_factory=list)
@@ -85,6 +86,12 @@ class Branch:
     pending: list[int] = field(default_factory=list)
     joining: list[Branch] = field(default_factory=list)
     table: SlotTable | None = None
+
+    @property
+    def own_table(self) -> SlotTable:
+        """The table of a branch that runs."""
+        assert self.table is not None, "a branch without KV"
+        return self.table
 
     def push(self, token: int, logprob: float, behaviour: float, sampled: bool, step: int) -> None:
         """Append a token at the next position."""
@@ -131,6 +138,24 @@ class Call:
         return self.stats.steps - self.first_step
 
 
+class Turn(Protocol):
+    """What choosing a token asks of a branch."""
+
+    @property
+    def path(self) -> BranchPath: ...
+    @property
+    def key(self) -> int: ...
+    @property
+    def sampled(self) -> Sequence[int]: ...
+
+
+class Responding(Protocol):
+    """What choosing a token asks of a request."""
+
+    @property
+    def response(self) -> Response: ...
+
+
 class Response:
     """One response being decoded: its branches, its ledger, and how it ended.
 
@@ -170,7 +195,7 @@ class Response:
         self._names = {getattr(tags, n): n for n in TagIds.__slots__} if tags else {}
         self._acts = self._names.keys() | grammar.eos_ids  # tokens that may change the structure
 
-    def forced_token(self, branch: Branch) -> int | None:
+    def forced_token(self, branch: Turn) -> int | None:
         """The token a replay puts next in this branch, None when sampling."""
         if self.forced is None:
             return None
@@ -357,12 +382,14 @@ class Response:
         at_or_before = self._total - sum(self._counts[branch.position + 1 - len(self.prompt_ids) :])
         if self.params.max_tokens - at_or_before < self.params.min_fork_tokens:
             return self._finish("length", branch.position)
+        tags = self.grammar.tags
+        assert tags is not None, "without tags nothing forks"
         self.emit(Fork, branch, len(branch.plans))
         for i in range(len(branch.plans)):
             path = (*branch.path, (branch.blocks, i))
             key = mix(branch.key, branch.blocks, i)
             child = Branch(path, key, branch.position, branch, kind="step")
-            for token in step_prefix(i + 1, self.grammar.tokenizer, self.grammar.tags):
+            for token in step_prefix(i + 1, self.grammar.tokenizer, tags):
                 self._push(child, token, step)
             branch.children.append(child)
         branch.items.append(branch.children)
@@ -386,7 +413,8 @@ class Response:
         """`</step>`; the last branch of a block to end joins it."""
         branch.ended = True
         self.emit(BranchEnd, branch)
-        parent = branch.parent
+        parent, tags = branch.parent, self.grammar.tags
+        assert parent is not None and tags is not None, "only a branch that was forked off ends"
         if not all(child.ended for child in parent.children):
             return
         self.flush += parent.children
@@ -394,7 +422,7 @@ class Response:
         parent.position = max(child.position for child in parent.joining)
         parent.state = parent.kind = "takeaway"
         self.emit(Join, parent)
-        self._push(parent, self.grammar.tags.takeaway, step)
+        self._push(parent, tags.takeaway, step)
 
 
 def _truncate(branch: Branch, position: int) -> None:

@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from npr_lib.engine.attention import KVStep, RowGroup
-from npr_lib.engine.branch import Branch, Response
+from npr_lib.engine.branch import Responding, Response, Turn
 from npr_lib.engine.kv import KVPool
 from npr_lib.engine.sampling import sample
-from npr_lib.engine.scheduler import Request, Row
+from npr_lib.engine.scheduler import Row
 
 # Multiply-adds of a matrix product below which one thread of a CPU is faster than waking others:
 # at 2 to 64 rows a 350k-parameter model takes 1.1 to 2.9 ms a step on one core, 3.8 to 5.2 on two.
@@ -86,7 +86,7 @@ def forward(model: PreTrainedModel, kv: KVPool, rows: Sequence[Row]) -> torch.Te
 
 
 def choose(
-    logits: torch.Tensor, turns: Sequence[tuple[Request, Branch]]
+    logits: torch.Tensor, turns: Sequence[tuple[Responding, Turn]]
 ) -> list[tuple[int, float, float, float]]:
     """(token, logprob, behaviour logprob, entropy) for every branch whose turn it is."""
     finite = logits.amax(dim=-1).isfinite()
@@ -109,7 +109,7 @@ def choose(
     tokens: list[tuple[int, float, float, float]] = [(0, 0.0, 0.0, 0.0)] * len(turns)
     for rows in alike.values():
         params = turns[rows[0]][0].response.params
-        seen: list[list[int]] = []
+        seen: list[Sequence[int]] = []
         if params.branch_penalty != 1:
             seen = [turns[i][1].sampled if turns[i][1].path else [] for i in rows]
         own = logits if len(rows) == len(turns) else logits[rows]

@@ -139,7 +139,12 @@ class SlotTable:
 
     __slots__ = ("_open", "_row", "inherited", "length", "pool", "segments")
 
-    def __init__(self, pool: KVPool, slots: Sequence[int] = (), segments: Sequence[Segment] = ()):
+    def __init__(
+        self,
+        pool: KVPool,
+        slots: Sequence[int] | np.ndarray = (),
+        segments: Sequence[Segment] = (),
+    ) -> None:
         self.pool = pool
         self.segments = [pool.retain(segment) for segment in segments]
         self.inherited = self.length = len(slots)
@@ -190,7 +195,7 @@ class SlotTable:
         self.pool.give_row(self.row)
         self.segments, self.length, self._row, self._open = [], 0, None, None
 
-    def _push(self, slots: Sequence[int]) -> None:
+    def _push(self, slots: Sequence[int] | np.ndarray) -> None:
         end = self.length + len(slots)
         if end > self.pool.tables.shape[1]:
             self.pool.widen(end)

@@ -73,7 +73,9 @@ def paged_attention(
     assert output.shape == (tokens, heads, dim) and tokens == len(rows) * fresh
     assert keys.is_contiguous() and values.is_contiguous()
     assert keys.shape == values.shape and keys.shape[2] == dim
-    failed = kernel()(
+    attend = kernel()
+    assert attend is not None, "to be called only where there is a kernel"
+    failed = attend(
         query.data_ptr(),
         query.stride(1),
         query.stride(0),

@@ -97,6 +97,7 @@ class PrefixTree:
         while count > 0 and leaves:
             node = heapq.heappop(leaves)[-1]
             parent = node.parent
+            assert parent is not None, "the root is no leaf"
             self._remove(node)
             count -= len(node.ids)
             if parent.parent is not None and not parent.children and not parent.locks:
@@ -115,6 +116,7 @@ class PrefixTree:
 
     def _remove(self, node: Node) -> None:
         assert not node.locks, "a prefix in use can't be removed"
+        assert node.parent is not None, "the root can't be removed"
         del node.parent.children[node.ids[0]]
         self.pool.num_cached -= len(node.ids)
         self.pool.release(node.segment)
@@ -149,6 +151,7 @@ class PrefixTree:
 
     def _split(self, node: Node, count: int) -> Node:
         """Put the first `count` tokens of a node in a parent of their own; returns that."""
+        assert node.parent is not None, "the root has no tokens to be split at"
         upper = Node(node.ids[:count], self.pool.open(node.segment.slots[:count]), node.parent)
         upper.locks, upper.used = node.locks, node.used
         node.parent.children[upper.ids[0]] = upper

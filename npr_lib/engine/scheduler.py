@@ -36,7 +36,7 @@ class Fill:
 
     table: SlotTable
     ids: list[int]
-    positions: Sequence[int]
+    positions: Sequence[int] | np.ndarray
     start: int
     hidden: np.ndarray | None = None
     prompt: Prompt | None = None
@@ -55,6 +55,12 @@ class Prompt:
     table: SlotTable | None = None
     logits: torch.Tensor | None = None  # [V] after the last prompt token
 
+    @property
+    def first_logits(self) -> torch.Tensor:
+        """The logits of a prompt that was forwarded."""
+        assert self.logits is not None, "the prompt was not forwarded"
+        return self.logits
+
 
 @dataclass(slots=True)
 class Row:
@@ -68,7 +74,7 @@ class Row:
     row: int
     length: int
     ids: list[int]
-    positions: Sequence[int]
+    positions: Sequence[int] | np.ndarray
     owner: tuple[Request, Branch] | Prompt | None = None
     hidden: np.ndarray | None = None
     start: int = 0
@@ -86,6 +92,12 @@ class Request:
     own: int | None = None  # tokens to forward when it starts
     trajectory: Trajectory | None = None
     error: BaseException | None = None
+
+    @property
+    def outcome(self) -> Trajectory:
+        """The trajectory of one that has ended."""
+        assert self.trajectory is not None, "the request has not ended"
+        return self.trajectory
 
     @property
     def ready(self) -> bool:
@@ -171,10 +183,12 @@ class Scheduler:
 
     def drop_fills(self) -> None:
         """With nothing running or waiting: give up what is still being prefilled."""
-        for fill in self.fills:
-            self._drop(fill.prompt)
-        for fill in self.fills:
-            self.tree.truncate(fill.prompt.ids[:-1], fill.start + fill.done)
+        prompts = [fill.prompt for fill in self.fills if fill.prompt is not None]
+        assert len(prompts) == len(self.fills), "tokens of a response that does not run"
+        for prompt in prompts:
+            self._drop(prompt)
+        for prompt, fill in zip(prompts, self.fills, strict=True):
+            self.tree.truncate(prompt.ids[:-1], fill.start + fill.done)
         self.fills.clear()
 
     def forget(self) -> None:
@@ -220,6 +234,7 @@ class Scheduler:
     def _drop(self, prompt: Prompt) -> None:
         """Give a prompt's slots back; its KV stays in the prefix tree."""
         if prompt.table is not None:
+            assert prompt.node is not None, "`_start_prompt` sets both"
             prompt.table.release()
             self.tree.unlock(prompt.node)
         prompt.table = prompt.node = prompt.logits = None
@@ -251,22 +266,22 @@ class Scheduler:
     def _start(self, request: Request) -> None:
         """Start or resume a request: take slots for what it needs, and queue it to be filled."""
         prompt, response = request.prompt, request.response
-        if prompt.table is None:
-            self._start_prompt(prompt)
+        table = self._start_prompt(prompt) if prompt.table is None else prompt.table
         prompt.running += 1
         self.running.append(request)
-        response.root.table = prompt.table.fork()
+        response.root.table = table.fork()
         if not response.root.sampled:
             return
         recomputed = 0
         for branch in response.root.tree():
             if branch.parent is not None:
-                branch.table = branch.parent.table.fork()
+                branch.table = branch.parent.own_table.fork()
             ids, positions, hidden = own_tokens(branch)
             if ids:
-                start = branch.table.length
-                branch.table.extend(len(ids))
-                request.fills.append(Fill(branch.table, ids, positions, start, hidden))
+                table = branch.own_table
+                start = table.length
+                table.extend(len(ids))
+                request.fills.append(Fill(table, ids, positions, start, hidden))
                 recomputed += len(ids)
         self.fills += request.fills
         response.forwarded += recomputed
@@ -274,7 +289,7 @@ class Scheduler:
             self.stats.recomputed += recomputed
             response.emit(Resume, response.root, recomputed)
 
-    def _start_prompt(self, prompt: Prompt) -> None:
+    def _start_prompt(self, prompt: Prompt) -> SlotTable:
         prompt.node, known = self.tree.acquire(prompt.ids[:-1])
         prompt.table = SlotTable(self.pool, self.tree.slots(prompt.node))
         prompt.table.extend(1)
@@ -282,6 +297,7 @@ class Scheduler:
         self.stats.reused += known
         positions = range(known, len(prompt.ids))
         self.fills.append(Fill(prompt.table, prompt.ids[known:], positions, known, None, prompt))
+        return prompt.table
 
     def _fill_rows(self, limit: int) -> list[Row]:
         """Up to `limit` tokens of what has to be filled, in order."""
@@ -323,18 +339,20 @@ def _turn_rows(request: Request) -> list[Row]:
     response.flush = []
     for branch in response.turn:
         if branch.joining:
-            branch.table.join([child.table for child in branch.joining])
+            branch.own_table.join([child.own_table for child in branch.joining])
             branch.joining = []
         if branch.table is None:
-            branch.table = branch.parent.table.fork()
+            assert branch.parent is not None, "the root has its table from the start"
+            branch.table = branch.parent.own_table.fork()
         rows.append(_row(request, branch, True))
     return rows
 
 
 def _row(request: Request, branch: Branch, sampled: bool) -> Row:
     ids, branch.pending = branch.pending, []
-    branch.table.extend(len(ids))
+    table = branch.own_table
+    table.extend(len(ids))
     request.response.forwarded += len(ids)
     end = branch.position + 1
     owner = (request, branch) if sampled else None
-    return Row(branch.table.row, branch.table.length, ids, range(end - len(ids), end), owner)
+    return Row(table.row, table.length, ids, range(end - len(ids), end), owner)

@@ -217,6 +217,7 @@ class TorchEngine:
         """From now on a call tells what happens in the engine's list; what it told so far, the
         tokens of prefixes, comes first."""
         for call in {request.response.call for request in requests}:
+            assert call.events is not None, "a call to which nobody listens"
             self._events += call.events
             call.events = self._events
 
@@ -280,7 +281,7 @@ class TorchEngine:
                     pass
         finally:
             self.cancel(requests)
-        return [request.trajectory for request in requests]
+        return [request.outcome for request in requests]
 
     def _advance(self, requests: Sequence[Request]) -> bool:
         """A step for requests of which some have not ended; False, and none, if all have."""
@@ -297,6 +298,7 @@ class TorchEngine:
         if not requests:
             return
         call = requests[0].response.call
+        assert call.events is not None, "a call to which nobody listens"
         with self.lock:
             inbox = self._streams[call.number] = deque(call.events)
             call.events = self._events
@@ -352,24 +354,24 @@ class TorchEngine:
     def _decode(self, rows: Sequence[Row]) -> None:
         turns: list[tuple[Request, Branch]] = []
         logits = forward(self.model, self.kv, rows) if rows else None
-        if rows:
+        if logits is not None:
             owners = [row.owner for row in rows if row.owner is not None]
             decoded = [i for i, owner in enumerate(owners) if not isinstance(owner, Prompt)]
+            turns = [owner for owner in owners if not isinstance(owner, Prompt)]
             if len(decoded) < len(owners):
                 for owner, values in zip(owners, logits, strict=True):
                     if isinstance(owner, Prompt):
                         self.scheduler.filled(owner, values)
                 logits = logits[decoded]
-            turns = [owners[i] for i in decoded]
         begun = self.scheduler.beginners()
         if begun:
-            firsts = torch.stack([request.prompt.logits for request in begun])
-            logits = torch.cat([logits, firsts]) if turns else firsts
+            firsts = torch.stack([request.prompt.first_logits for request in begun])
+            logits = torch.cat([logits, firsts]) if logits is not None and turns else firsts
             turns += [(request, request.response.root) for request in begun]
         if not rows and not turns:
             raise RuntimeError("the scheduler makes no progress")
         self.stats.peak_slots = max(self.stats.peak_slots, self.kv.num_used)
-        self._accept(turns, choose(logits, turns) if turns else [])
+        self._accept(turns, choose(logits, turns) if logits is not None and turns else [])
 
     def _accept(
         self,
@@ -378,8 +380,9 @@ class TorchEngine:
     ) -> None:
         """Hand every response its tokens; take out those that have ended."""
         accepted: dict[Request, list[tuple[Branch, int, float, float]]] = {}
-        for (request, branch), (*token, entropy) in zip(turns, tokens, strict=True):
-            accepted.setdefault(request, []).append((branch, *token))
+        for (request, branch), chosen in zip(turns, tokens, strict=True):
+            token, logprob, behaviour, entropy = chosen
+            accepted.setdefault(request, []).append((branch, token, logprob, behaviour))
             branch.entropies.append(entropy)
         for request, own in accepted.items():
             response = request.response

@@ -215,7 +215,7 @@ def _of_class(cls: type, start: str, given: Mapping[str, Any] | None) -> Iterato
         key = f"{start}{name}"
         inside = given if given is None else given.get(name)
         yield key, None
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             inner = inside if given is None or isinstance(inside, Mapping) else {}
             yield from _of_class(hint, f"{key}.", inner)
         elif name in HANDED_ON and (given is None or inside):

@@ -41,10 +41,13 @@ class LayoutError(ValueError):
 BranchPath = tuple[tuple[int, int], ...]
 
 
+SegmentKind = Literal["prompt", "guideline", "step", "takeaway", "text"]
+
+
 class Segment(NamedTuple):
     """A run of tokens of one kind in one branch, `start <= t < end` over prompt + completion."""
 
-    kind: Literal["prompt", "guideline", "step", "takeaway", "text"]
+    kind: SegmentKind
     path: BranchPath
     start: int
     end: int
@@ -103,7 +106,7 @@ def causal_layout(length: int, prompt_len: int = 0) -> Layout:
     )
 
 
-def extend_segments(segments: list[Segment], kind: str, path: BranchPath, end: int) -> None:
+def extend_segments(segments: list[Segment], kind: SegmentKind, path: BranchPath, end: int) -> None:
     """Let the tokens up to `end` belong to (kind, path): the last segment grows or one begins."""
     last = segments[-1] if segments else Segment("prompt", (), 0, 0)
     if segments and (last.kind, last.path) == (kind, path):
@@ -199,7 +202,7 @@ def _pieces(tags: Sequence[int], start: int, end: int) -> Iterator[tuple[int, in
         yield start, end
 
 
-def _kind(stack: Sequence[_Frame], path: Sequence[tuple[int, int]]) -> str:
+def _kind(stack: Sequence[_Frame], path: Sequence[tuple[int, int]]) -> SegmentKind:
     """The segment kind of a token inside the open blocks `stack`."""
     if stack and stack[-1].state in ("guideline", "plan", "fork"):
         return "guideline"

@@ -153,8 +153,7 @@ def _lex(text: str, look_alikes: frozenset[int]) -> tuple[list[str], list[int], 
     offsets = list(accumulate(map(len, pieces)))
     tags = zip(pieces[1::2], offsets[0::2], offsets[1::2], strict=False)  # one offset to spare
     kept = [tag for tag in tags if tag[1] not in look_alikes]
-    names, starts, ends = ([tag[column] for tag in kept] for column in range(3))
-    return names, starts, ends
+    return [name for name, _, _ in kept], [start for _, start, _ in kept], [end for *_, end in kept]
 
 
 def _pair(names: list[str]) -> list[int]:

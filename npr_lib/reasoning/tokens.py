@@ -146,7 +146,8 @@ def decode_with_tags(
     if tags is None:
         return tokenizer.decode(ids, skip_special_tokens=False), ()
     names = dict(zip(tags.ids, TAGS, strict=True))
-    text, spelled, piece = "", [], []
+    spelled: list[int] = []
+    piece: list[int] = []
     parts: list[str] = []
     length = 0
 
@@ -167,5 +168,4 @@ def decode_with_tags(
         else:
             piece.append(i)
     flush()
-    text = "".join(parts)
-    return text, tuple(spelled)
+    return "".join(parts), tuple(spelled)

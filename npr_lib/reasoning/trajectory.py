@@ -7,11 +7,11 @@ pictures are functions of it. It is never re-tokenized and its layout is never r
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -144,7 +144,7 @@ class Trajectory:
         }
 
 
-def from_row(row: dict[str, object] | pd.Series) -> Trajectory:
+def from_row(row: Mapping[str, Any] | pd.Series) -> Trajectory:
     """Rebuild a trajectory from a row of `read_rollouts`; older ones hold no entropies."""
     prompt_ids = [int(i) for i in row["prompt_ids"]]
     completion_ids = [int(i) for i in row["completion_ids"]]
@@ -154,9 +154,9 @@ def from_row(row: dict[str, object] | pd.Series) -> Trajectory:
         Segment(kind, tuple(map(tuple, path)), start, end)
         for kind, path, start, end in json.loads(row["segments"])
     ]
-    entropies = row.get("entropies")
-    if np.ndim(entropies) == 0:  # missing, or nan in a table that holds older rows and newer ones
-        entropies = []
+    told = row.get("entropies")
+    # missing, or nan in a table that holds older rows and newer ones
+    entropies = [] if told is None or np.ndim(told) == 0 else [float(x) for x in told]
     return Trajectory(
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,
@@ -174,7 +174,7 @@ def from_row(row: dict[str, object] | pd.Series) -> Trajectory:
         spelled=tuple(int(i) for i in row["spelled"]),
         max_branches=int(row["max_branches"]),
         max_depth=int(row["max_depth"]),
-        entropies=[float(x) for x in entropies],
+        entropies=entropies,
     )
 
 
@@ -185,10 +185,12 @@ def to_rows(
     value for all). ValueError on a sequence of another length."""
     frame = pd.DataFrame([t.to_row() for t in trajectories])
     for name, values in columns.items():
-        is_sequence = isinstance(values, (list, tuple, np.ndarray, pd.Series))
-        if is_sequence and len(values) != len(trajectories):
-            raise ValueError(f"column {name}: {len(values)} values for {len(trajectories)} rows")
-        frame[name] = list(values) if is_sequence else values
+        if isinstance(values, (list, tuple, np.ndarray, pd.Series)):
+            if len(values) != len(trajectories):
+                count = len(trajectories)
+                raise ValueError(f"column {name}: {len(values)} values for {count} rows")
+            values = list(values)
+        frame[name] = values
     return frame
 
 

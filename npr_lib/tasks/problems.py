@@ -213,7 +213,8 @@ def required(count: int | None, split: Split, kind: str) -> int:
 def main(arguments: Sequence[str]) -> None:
     """Print the problems of `SPEC SPLIT SEED` (SPEC in JSON) as JSON lines."""
     spec, split, seed = arguments
-    for problem in load_problems(json.loads(spec), split, int(seed)):
+    # load_problems says so where the split is none
+    for problem in load_problems(json.loads(spec), split, int(seed)):  # type: ignore[arg-type]
         print(json.dumps(asdict(problem), sort_keys=True))
 
 

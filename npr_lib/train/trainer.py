@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 from npr_lib import WorkbenchError
-from npr_lib.engine import TorchEngine
+from npr_lib.engine import Engine
 from npr_lib.engine.sampling import mix
 from npr_lib.profiles.sections import Reinforcement
 from npr_lib.reasoning.layout import BatchLayout, stack_layouts
@@ -74,12 +74,14 @@ class RolloutTrainer(GRPOTrainer):
     stopped and little is kept in memory.
     """
 
+    control: TrainerControl  # transformers' own: `evaluate` keeps what its callbacks decide
+
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         args: GRPOConfig,
-        engine: TorchEngine,
+        engine: Engine,
         problems: ProblemSet,
         validation: ProblemSet,
         template: str,
@@ -333,7 +335,7 @@ class RolloutTrainer(GRPOTrainer):
             )
 
 
-def _roll_out(prompts: Sequence[str], trainer: RolloutTrainer) -> dict[str, list[Any]]:
+def _roll_out(prompts: Sequence[str], trainer: RolloutTrainer) -> dict[str, list[Any] | None]:
     """TRL's `rollout_func`: prompts come in runs of `num_generations` equal ones."""
     size = trainer.num_generations
     if any(prompts[i] != prompts[i - i % size] for i in range(len(prompts))) or len(prompts) % size:

@@ -71,6 +71,24 @@ def kernel(folder: Path, events: Path | None = None) -> Iterator[None]:
             directory (kernels, start-up scripts, history) plays a part.
         events: the file that `report_progress` writes.
     """
+    env = {
+        # this very npr_lib, installed or not
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
+        ),
+        "IPYTHONDIR": str((folder / "ipython").resolve()),
+        # idle OpenMP threads that spin for long take the cores from those that work; a little
+        # of it saves waking them
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000"),
+        # figures as data: the page has plotly's script once
+        "PLOTLY_RENDERER": "plotly_mimetype",
+        # progress is told to the pipeline, not drawn into the notebook
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONWARNINGS": "ignore:IProgress not found",
+    }
+    if events is not None:
+        env[VARIABLE] = str(events.resolve())
     spec = {
         "argv": [
             *(sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"),
@@ -78,25 +96,8 @@ def kernel(folder: Path, events: Path | None = None) -> Iterator[None]:
         ],
         "display_name": "NPR Workbench",
         "language": "python",
-        "env": {
-            # this very npr_lib, installed or not
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
-            ),
-            "IPYTHONDIR": str((folder / "ipython").resolve()),
-            # idle OpenMP threads that spin for long take the cores from those that work; a little
-            # of it saves waking them
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000"),
-            # figures as data: the page has plotly's script once
-            "PLOTLY_RENDERER": "plotly_mimetype",
-            # progress is told to the pipeline, not drawn into the notebook
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONWARNINGS": "ignore:IProgress not found",
-        },
+        "env": env,
     }
-    if events is not None:
-        spec["env"][VARIABLE] = str(events.resolve())
     path = folder / "kernels" / "python3" / "kernel.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(spec, indent=2), encoding="utf-8")

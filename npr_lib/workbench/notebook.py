@@ -21,6 +21,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from npr_lib import WorkbenchError
 from npr_lib.profiles.sections import Profile
@@ -64,8 +65,10 @@ def read_notebook(path: Path) -> Notebook | None:
     sections = {field.name for field in dataclasses.fields(Profile)}
     if unknown := sorted(set(said.get("sections", ())) - sections):
         raise WorkbenchError(f"{path}: a profile has no section {', '.join(unknown)}")
-    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
-    return Notebook(path, **lists)
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in said.items()
+    }
+    return Notebook(path, **fields)
 
 
 def read_notebooks(folder: Path, more: Iterable[str] = ()) -> list[Notebook]:

@@ -126,7 +126,8 @@ def _tell(job: Job, first: int) -> None:
 
 
 def _now(job: Job, notebook: Notebook) -> dict:
-    checkpoint = notebook.checkpoint and job.run_dir / notebook.checkpoint
+    named = notebook.checkpoint
+    checkpoint = job.run_dir / named if named is not None else None
     seed = job.profile.random_seed
     return stage_identity(notebook, job.profile, job.run_dir, seed, checkpoint)
 

@@ -66,6 +66,7 @@ class Session(Stage):
         Raises:
             WorkbenchError: an output that the stage declares does not exist.
         """
+        assert self.notebook is not None and self.identity is not None, "begun by `begin`"
         mark_done(self.notebook, self.run_dir, self.identity)
         if self._lock is not None:  # on its own: else the run keeps the manifest
             manifest.record(self.run_dir, self.notebook, "done")
@@ -122,7 +123,8 @@ def begin(
     lock = _begin_alone(notebook, run, settings, profile, overrides) if notebook.lock else None
     identity = stage_identity(notebook, settings, run, seed, checkpoint)
     seen = Visible(settings, notebook)
-    session = Session(name, seen, run, seed, checkpoint, notebook, identity, lock)  # type: ignore
+    # `Visible` stands for the profile, and hands out what a notebook may read of it
+    session = Session(name, seen, run, seed, checkpoint, notebook, identity, lock)  # type: ignore[arg-type]
     if lock is not None:
         _open[run] = session
     return session
@@ -248,14 +250,10 @@ def stage_identity(
     source of all that they import. Equal identities mean: don't run again."""
     cells = json.loads(notebook.path.read_text(encoding="utf-8"))["cells"]
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-    started = checkpoint is not None and notebook.checkpoint is not None
-    inputs = {
-        pattern: _content(run, pattern)
-        for pattern in notebook.inputs
-        if not (started and pattern == notebook.checkpoint)
-    }
-    if started:
-        inputs[str(notebook.checkpoint)] = model_digest(checkpoint)
+    started = notebook.checkpoint if checkpoint is not None else None  # the input it stands for
+    inputs = {pattern: _content(run, pattern) for pattern in notebook.inputs if pattern != started}
+    if checkpoint is not None and started is not None:
+        inputs[started] = model_digest(checkpoint)
     if "problems" in notebook.sections:
         inputs |= {"problems": problems.identity(profile.problems)}
     plain = json.loads(json.dumps(dataclasses.asdict(profile)))

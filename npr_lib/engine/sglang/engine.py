@@ -49,14 +49,15 @@ class SGLangEngine:
         self.model: PreTrainedModel | None = None
         self._calls = 0
         if url is None:
+            path: str | Path | None = model_path
             self.backend: InProcess | Server = InProcess(
                 server_arguments(str(model_path), self.config) | server_args
             )
         else:
             if server_args:
                 raise ValueError(f"a running server takes no {', '.join(server_args)}")
-            self.backend = Server(url)
-        path = model_path if url is None else self.backend.tokenizer_path()
+            self.backend = server = Server(url)
+            path = server.tokenizer_path()
         self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
         self.context = self.report()["context"]
         if model is not None:

@@ -85,7 +85,9 @@ class Run:
 
     def prefix(self) -> torch.Tensor:
         """int64 [prefix_length], the slots of all it sees."""
-        return torch.cat([run.slots for run in self.before])
+        slots = [run.slots for run in self.before if run.slots is not None]
+        assert len(slots) == len(self.before), "a run that it sees has no KV"
+        return torch.cat(slots)
 
 
 class Family:
@@ -126,11 +128,11 @@ class Family:
     def held(self) -> int:
         """Slots it holds now, shared ones of the prompt and those of its carriers included."""
         ended = sum(len(run.slots) for run in self.runs.values() if run.slots is not None)
-        live = [run for run in self.runs.values() if run.carrier is not None]
+        live = [(run, run.carrier) for run in self.runs.values() if run.carrier is not None]
         return ended + sum(
-            run.carrier.kv.kv_allocated_len - run.prefix_length
-            for run in live
-            if run.carrier.kv.holds_kv
+            carrier.kv.kv_allocated_len - run.prefix_length
+            for run, carrier in live
+            if carrier.kv.holds_kv
         )
 
     @property
@@ -281,6 +283,7 @@ class Family:
                 break  # an open block is the branch's last item
             run = self.runs.get((branch, number))
             if run is None:
+                assert start is not None, "a block comes after its guideline"
                 run = self._add(branch, number, start, tokens, before)
             run.complete = run.complete or item is not None
             number, tokens, start = number + 1, [], None

@@ -92,7 +92,7 @@ def _families(owner: object = None) -> Any:
 _STATE: dict[str, Any] = {}
 
 
-def _scheduler_made(result: None, scheduler: object, *args: object, **options: object) -> None:
+def _scheduler_made(result: None, scheduler: Any, *args: object, **options: object) -> None:
     from npr_lib.engine.sglang.scheduler import Families
 
     problems = refusals(scheduler.server_args.resolved_dict())
@@ -101,7 +101,7 @@ def _scheduler_made(result: None, scheduler: object, *args: object, **options: o
     _STATE["families"] = Families(scheduler)
 
 
-def _add_to_queue(original: Callable, scheduler: object, req: object, *args: Any, **kw: Any):
+def _add_to_queue(original: Callable, scheduler: object, req: Any, *args: Any, **kw: Any):
     from npr_lib.engine.sglang.request import asked_for
 
     asked = asked_for(req)
@@ -110,7 +110,7 @@ def _add_to_queue(original: Callable, scheduler: object, req: object, *args: Any
     return _STATE["families"].submit(req, asked)
 
 
-def _abort(scheduler: object, request: object) -> None:
+def _abort(scheduler: object, request: Any) -> None:
     _STATE["families"].abort(request.rid, request.abort_all)
 
 
@@ -118,7 +118,7 @@ def _batch_processed(result: object, *args: object, **kw: object) -> None:
     _STATE["families"].after_batch()
 
 
-def _forward(original: Callable, worker: object, batch: object, *args: Any, **kw: Any) -> object:
+def _forward(original: Callable, worker: object, batch: Any, *args: Any, **kw: Any) -> object:
     _STATE["reqs"] = batch.reqs if batch is not None else []
     try:
         return original(worker, batch, *args, **kw)
@@ -241,7 +241,7 @@ def _internal_state(output: Any, *args: object, **kw: object) -> None:
     output.internal_state["npr"] = _STATE["families"].report()
 
 
-def _before_prefill(scheduler: Any, *args: object, **kw: Any) -> None:
+def _before_prefill(scheduler: Any, *args: Any, **kw: Any) -> None:
     """SGLang looks at its queue only after a request has ended; carriers wait for nobody."""
     families = _STATE["families"]
     families.make_room_for_chunk()

@@ -21,12 +21,14 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from npr_lib.engine.api import Preempt
 from npr_lib.engine.forward import choose
 from npr_lib.engine.record import trajectory as record
-from npr_lib.engine.sglang.family import Family, Run
+from npr_lib.engine.sglang.family import Ahead, Family, Run
 from npr_lib.engine.sglang.request import answer, fail, family_of, tell
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
+
+_NAN = float("nan")
 
 
 def run_of(req: Req) -> Run | None:
@@ -41,7 +43,8 @@ class Families:
         self.scheduler = scheduler
         self.families: list[Family] = []
         self.touched: list[Family] = []  # those that got a token in the present batch
-        self.drawn: dict[Run, list[float]] = {}  # logprob, behaviour logprob, entropy
+        # logprob, behaviour logprob, entropy
+        self.drawn: dict[Run, tuple[float, float, float]] = {}
         self._names = count()
         self._nothing = 0  # batches in a row that could not be planned
 
@@ -89,7 +92,9 @@ class Families:
 
     def draw(self, reqs: Sequence[Req], logits: torch.Tensor) -> list[tuple[int, int]]:
         """Draw a token for every carrier that needs one: (row, token id). logits [R, V], raw."""
-        rows, turns = [], []
+        rows: list[int] = []
+        runs: list[Run] = []
+        turns: list[tuple[Family, Ahead]] = []
         finite = logits.amax(dim=-1).isfinite().tolist()
         for row, req in enumerate(reqs):
             run = run_of(req)
@@ -102,12 +107,13 @@ class Families:
                 run.family.error = "the model's logits are not finite: its weights have diverged"
                 continue
             rows.append(row)
+            runs.append(run)
             turns.append((run.family, run.family.ahead[run.branch]))
         if not rows:
             return []
         tokens = choose(logits[rows], turns)
-        for row, (_, *values) in zip(rows, tokens, strict=True):
-            self.drawn[run_of(reqs[row])] = values
+        for run, (_, logprob, behaviour, entropy) in zip(runs, tokens, strict=True):
+            self.drawn[run] = logprob, behaviour, entropy
         return [(row, token) for row, (token, *_) in zip(rows, tokens, strict=True)]
 
     def sampled(self, req: Req, run: Run) -> None:
@@ -119,7 +125,7 @@ class Families:
         if run.stopped or family.error:
             stop = True
         else:
-            values = self.drawn.pop(run, [float("nan")] * 3)
+            values = self.drawn.pop(run, (_NAN, _NAN, _NAN))
             step = self.scheduler.forward_ct - family.first_step
             stop = family.sampled(run, token, *values, step)
         if stop:

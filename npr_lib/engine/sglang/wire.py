@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from npr_lib.reasoning.trajectory import Mode, Trajectory
 KEY = "npr"
 _EVENTS = {kind.__name__: kind for kind in (Token, Fork, BranchEnd, Join, Preempt, Resume)}
 _PARAMS = [field.name for field in fields(SamplingParams)]
+_WHOLE = ("max_tokens", "max_span", "min_fork_tokens", "top_k", "seed")  # those that are integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,15 @@ def pack(settings: Settings) -> dict[str, object]:
 
 def unpack(asked: object, defaults: Mapping[str, object]) -> Settings:
     """The settings of a request that asks for NPR; `defaults` (fields of SamplingParams, key,
-    max_branches, max_depth) stand for what it leaves out. ValueError on anything else."""
+    max_branches, max_depth) stand for what it leaves out. ValueError on anything else: whatever
+    else it raised would end SGLang's scheduler, and with it the requests of others."""
+    try:
+        return _settings(asked, defaults)
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"custom_params[{KEY!r}]: {error}") from error
+
+
+def _settings(asked: object, defaults: Mapping[str, object]) -> Settings:
     if isinstance(asked, str):
         asked = {"mode": asked}
     if not isinstance(asked, Mapping):
@@ -77,6 +87,9 @@ def unpack(asked: object, defaults: Mapping[str, object]) -> Settings:
     if unknown:
         raise ValueError(f"custom_params[{KEY!r}]: unknown {', '.join(unknown)}")
     params = {name: values[name] for name in _PARAMS if name in values}
+    for name in _WHOLE:
+        if name in params and not (name == "max_span" and params[name] is None):
+            params[name] = index(params[name])
     stop = params.get("stop", ())
     params["stop"] = tuple(json.loads(stop) if isinstance(stop, str) else stop)
     mode = values.get("mode", "parallel")
@@ -94,10 +107,13 @@ def unpack(asked: object, defaults: Mapping[str, object]) -> Settings:
     )
 
 
-def _by_path(text: object) -> Prefix | None:
+def _by_path(text: Any) -> Prefix | None:
     if text is None:
         return None
-    return {tuple((b, i) for b, i in path): ids for path, ids in json.loads(text)}
+    return {
+        tuple((index(b), index(i)) for b, i in path): [index(token) for token in ids]
+        for path, ids in json.loads(text)
+    }
 
 
 def to_wire(trajectory: Trajectory) -> dict[str, object]:
@@ -125,7 +141,7 @@ def to_wire(trajectory: Trajectory) -> dict[str, object]:
     }
 
 
-def from_wire(row: Mapping[str, object], prompt_ids: Sequence[int]) -> Trajectory:
+def from_wire(row: Mapping[str, Any], prompt_ids: Sequence[int]) -> Trajectory:
     """The trajectory of a response to `prompt_ids`."""
     prompt = len(prompt_ids)
     own = np.asarray(row["hidden"], np.int32).reshape(-1, len(row["completion_ids"]), 2)
@@ -165,7 +181,7 @@ def events_to_wire(events: Sequence[Event]) -> list[list[object]]:
     ]
 
 
-def event_from_wire(values: Sequence[object], call: int, index: int) -> Event:
+def event_from_wire(values: Sequence[Any], call: int, index: int) -> Event:
     """The event of response `index` in call `call`."""
     kind, step, seconds, path, *own = values
     if kind == "Token" and own[1] is None:

@@ -103,8 +103,9 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "momentum": momentum})
         self.averages = {matrix: torch.zeros_like(matrix) for matrix in matrices}
 
+    # Without torch's optional closure, which nobody here has: a step has the gradients it has.
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
             shapes: dict[tuple[int, int], list[torch.nn.Parameter]] = {}
             for matrix in group["params"]:
@@ -112,9 +113,10 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), matrices in shapes.items():
                 updates = []
                 for matrix in matrices:
-                    average = self.averages[matrix]
-                    average.lerp_(matrix.grad, 1 - group["momentum"])
-                    updates.append(torch.lerp(matrix.grad, average, group["momentum"]))
+                    average, gradient = self.averages[matrix], matrix.grad
+                    assert gradient is not None, "a step comes after a backward pass"
+                    average.lerp_(gradient, 1 - group["momentum"])
+                    updates.append(torch.lerp(gradient, average, group["momentum"]))
                 scale = group["lr"] * max(1, rows / columns) ** 0.5
                 directions = orthogonalise(torch.stack(updates))
                 for matrix, direction in zip(matrices, directions, strict=True):
@@ -135,7 +137,8 @@ def _optimizers(model: Qwen3ForCausalLM, settings: Seed) -> list[torch.optim.Opt
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    return [Muon(matrices, **settings.muon), torch.optim.AdamW(others, **settings.adamw)]
+    adamw: dict[str, Any] = dict(settings.adamw)  # by name: no checker knows which are floats
+    return [Muon(matrices, **settings.muon), torch.optim.AdamW(others, **adamw)]
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:

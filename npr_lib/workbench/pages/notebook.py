@@ -14,6 +14,7 @@ from typing import Any
 
 import nbformat
 import plotly
+from jinja2 import pass_context
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -41,10 +42,9 @@ class Page(HTMLExporter):
         template = (FOLDER / "notebook.html").read_text(encoding="utf-8")
         super().__init__(raw_template=template, template_name="basic")
 
+    @pass_context  # as nbconvert's own, a filter of its templates
     def markdown2html(self, context: Any, source: str) -> str:
         return MarkdownWithMath(renderer=Formulas(escape=False)).render(source)
-
-    markdown2html.jinja_pass_arg = HTMLExporter.markdown2html.jinja_pass_arg
 
 
 class Formulas(IPythonRenderer):

@@ -32,7 +32,8 @@ def page(title: str, body: str, head: str = "", links: str = "") -> str:
 
 def table(columns: list, rows: list[list]) -> str:
     """An HTML table; floats with three digits."""
-    return str(TEMPLATES.get_template("table.html").module.table(columns, rows))
+    macros = TEMPLATES.get_template("table.html").module
+    return str(macros.table(columns, rows))  # type: ignore[attr-defined]  # defined in the template
 
 
 def _style() -> str:

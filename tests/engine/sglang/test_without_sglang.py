@@ -51,6 +51,33 @@ def test_settings_survive_the_wire():
         unpack("both", {"key": 0, "max_branches": 5, "max_depth": 1})
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"temperature": "hot"},
+        {"max_tokens": None},
+        {"max_tokens": 7.5},
+        {"top_k": 2.5},
+        {"min_fork_tokens": None},
+        {"stop": "5"},
+        {"stop": 5},
+        {"key": None},
+        {"max_depth": float("inf")},
+        {"forced": 5},
+        {"forced": "5"},
+        {"forced": "[[[[0, 0]], 5]]"},
+        {"forced": '[[[[0, 0]], ["a"]]]'},
+        {"prefix": "[[[0], [1]]]"},
+        {"prefix": "[[[[[0], 0]], [1]]]"},
+        {"prefix": "[" * 100_000},
+    ],
+)
+def test_nonsense_is_answered_and_ends_nothing(asked):
+    # the scheduler answers a ValueError; by any other exception it would end, with every request
+    with pytest.raises(ValueError):
+        unpack(asked, {"key": 0, "max_branches": 5, "max_depth": 1})
+
+
 def test_trajectories_and_events_survive_the_wire(monkeypatch):
     tokenizer = tiny_tokenizer()
     policy = random_policy(tokenizer)
