@@ -112,11 +112,6 @@ class EngineStats:
     prompt_tokens: int = 0  # of prompts, each counted once for the samples of its group
     reused: int = 0  # prompt tokens whose KV was there already: no slot and no work for them
 
-    @property
-    def hit_rate(self) -> float:
-        """Share of prompt tokens that the prefix tree had."""
-        return self.reused / max(1, self.prompt_tokens)
-
 
 @dataclass(slots=True)
 class Event:

@@ -1,1 +1,27 @@
-"""What a parallel response is: grammar, tag tokens, layout, trajectory. Imports nothing above."""
+"""What a parallel response is: grammar, tag tokens, layout, trajectory. Imports no other room.
+
+parse, render                              text <-> reasoning graph
+add_tag_tokens, TagIds, render_ids         tags as tokens
+layout, dense_mask, LayoutError            positions and visibility
+Trajectory                                 a response as it was decoded
+"""
+
+from npr_lib.reasoning.graph import ReasoningGraph
+from npr_lib.reasoning.layout import Layout, LayoutError, dense_mask, layout
+from npr_lib.reasoning.schema import parse, render
+from npr_lib.reasoning.tokens import TagIds, add_tag_tokens, render_ids
+from npr_lib.reasoning.trajectory import Trajectory
+
+__all__ = [
+    "Layout",
+    "LayoutError",
+    "ReasoningGraph",
+    "TagIds",
+    "Trajectory",
+    "add_tag_tokens",
+    "dense_mask",
+    "layout",
+    "parse",
+    "render",
+    "render_ids",
+]

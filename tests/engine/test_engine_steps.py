@@ -511,7 +511,6 @@ def test_common_prefixes_are_forwarded_once(seed, config):
     fresh = len(distinct_prefixes(prompts)) + len(prompts)
     assert engine.stats.prompt_tokens == sum(map(len, prompts))
     assert engine.stats.reused == engine.stats.prompt_tokens - fresh
-    assert engine.stats.hit_rate == engine.stats.reused / engine.stats.prompt_tokens
     assert engine.stats.forwarded == fresh + sum(t.work - 1 for t in trajectories)
     for t in trajectories:
         check_against_dense(engine.model, t)
