@@ -202,6 +202,25 @@ def test_gradient_is_reinforce_on_sampled_tokens(
     assert_same_gradient(capture.gradient, model)
 
 
+def test_the_gradient_has_the_recipes_advantages_and_no_others(tmp_path, monkeypatch):
+    """Weights that follow no formula, in micro-batches that TRL shuffles."""
+    chosen = np.array([0.5, -2, 0.25, 1, 0, 3, -1, -0.5, 2, 0.75, -0.125, 1.5], np.float32)
+    trainer = make_trainer(tmp_path, monkeypatch, [1.0, -1] * 6, **SPLITS[1])
+    trainer.recipe = replace(trainer.recipe, advantages=lambda rewards, group_size: chosen)
+    capture = Capture()
+    trainer.add_callback(capture)
+    trainer.train()
+    assert recorded(trainer)["advantage"].tolist() == chosen.tolist()
+    model = copy.deepcopy(random_model(random.Random(3), TOKENIZER)).double()
+    terms, total = [], 0
+    for rollout, advantage in zip(trainer._batch, chosen.tolist(), strict=True):
+        own = torch.tensor(rollout.trajectory.sampled)
+        terms.append(advantage * exact_logprobs(model, rollout.trajectory)[own].sum())
+        total += int(own.sum())
+    (-sum(terms) / total).backward()
+    assert_same_gradient(capture.gradient, model)
+
+
 def test_clipped_steps_follow_the_formula(tmp_path, monkeypatch):
     """clip="dapo": the third step of a batch, ratio to the policy that sampled, clipped."""
     section = load_profile("smoke", ["npr.clip=dapo"]).npr

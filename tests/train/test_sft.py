@@ -24,7 +24,7 @@ def learned(row):
 
 
 def test_npr_beta_learns_exactly_what_the_engine_samples():
-    row = example("A=1;", RESPONSE, TOKENIZER, "parallel")
+    row = example(encode("A=1;", TOKENIZER), RESPONSE, TOKENIZER, "parallel")
     assert learned(row) == (
         "<guideline><plan>1:B</plan><plan>2:A</plan></guideline>B=4+1</step>"
         "A=7-2+3</step>B=5</takeaway>\\boxed{13}<eos>"
@@ -32,7 +32,7 @@ def test_npr_beta_learns_exactly_what_the_engine_samples():
 
 
 def test_sr_beta_learns_every_completion_token():
-    row = example("A=1;", RESPONSE, TOKENIZER, "sequential")
+    row = example(encode("A=1;", TOKENIZER), RESPONSE, TOKENIZER, "sequential")
     assert learned(row) == RESPONSE + "<eos>"
     assert TOKENIZER.decode(row["input_ids"]) == "A=1;" + RESPONSE + "<eos>"
 
@@ -41,7 +41,10 @@ def test_sr_beta_learns_every_completion_token():
 def test_padded_batch_equals_single_dense_forwards(mode):
     model = random_model(random.Random(1), TOKENIZER)
     shorter = RESPONSE.replace("7-2+3", "7").replace("4+1", "")
-    rows = [example(p, r, TOKENIZER, mode) for p, r in [("A=1;", RESPONSE), ("B", shorter)]]
+    rows = [
+        example(encode(p, TOKENIZER), r, TOKENIZER, mode)
+        for p, r in [("A=1;", RESPONSE), ("B", shorter)]
+    ]
     batch = Collator(TOKENIZER.pad_token_id, TAGS, mode)(rows)
     use_npr_attention(model)
     labels = batch.pop("labels")
@@ -80,7 +83,7 @@ def hand_layout(ids, prompt):
 @pytest.mark.parametrize("where", ["<step>2:", "<takeaway>", "<guideline>"])
 def test_stray_text_is_refused_not_dropped(mode, where):
     with pytest.raises(ValueError, match="not rendered, the graph has violations"):
-        example("A=1;", RESPONSE.replace(where, "so " + where), TOKENIZER, mode)
+        example(encode("A=1;", TOKENIZER), RESPONSE.replace(where, "so " + where), TOKENIZER, mode)
 
 
 def test_wider_and_deeper_responses_than_the_paper_has_are_learned_whole():
@@ -90,12 +93,15 @@ def test_wider_and_deeper_responses_than_the_paper_has_are_learned_whole():
     steps = "".join(f"<step>{i}:x</step>" for i in range(1, 8))
     wide = f"<guideline>{plans}</guideline>{steps}<takeaway>z</takeaway>\\boxed{{7}}"
     for response in (nested, wide):
-        assert learned(example("A", response, TOKENIZER, "sequential")) == response + "<eos>"
-        example("A", response, TOKENIZER, "parallel")
+        assert (
+            learned(example(encode("A", TOKENIZER), response, TOKENIZER, "sequential"))
+            == response + "<eos>"
+        )
+        example(encode("A", TOKENIZER), response, TOKENIZER, "parallel")
 
 
 def test_rows_are_encoded_piece_by_piece():
-    assert example("A", RESPONSE, TOKENIZER, "parallel")["input_ids"][:3] == [
+    assert example(encode("A", TOKENIZER), RESPONSE, TOKENIZER, "parallel")["input_ids"][:3] == [
         *encode("A", TOKENIZER),
         TAGS.guideline,
         TAGS.plan,

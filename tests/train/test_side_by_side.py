@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -116,7 +117,7 @@ if __name__ == "__main__":
 
 
 def test_both_end_when_their_parent_is_killed(tmp_path):
-    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
     (tmp_path / "run.py").write_text(KILLED)
     parent = subprocess.Popen(
         [sys.executable, str(tmp_path / "run.py"), str(tmp_path)],
