@@ -21,7 +21,7 @@ class Estimate(NamedTuple):
 
 
 def resample(
-    statistic: Callable[..., float | tuple[float, ...]],
+    statistic: Callable[..., float | tuple[float, ...] | np.ndarray],
     *sizes: int,
     resamples: int = 2000,
     seed: int = 0,
@@ -41,7 +41,7 @@ def resample(
         statistic(*(rng.integers(size, size=size) for size in sizes)) for _ in range(resamples)
     ]
     tail, found = (1 - level) / 2, []
-    for value, column in zip(values, np.reshape(drawn_B, (resamples, -1)).T, strict=True):
+    for value, column in zip(values, np.asarray(drawn_B).reshape(resamples, -1).T, strict=True):
         known = column[~np.isnan(column)]
         defined = known.size > 0 and not np.isnan(value)
         ends = np.quantile(known, [tail, 1 - tail]) if defined else (np.nan, np.nan)
@@ -95,7 +95,9 @@ def resample_frame(
     def again(draws_P: np.ndarray) -> float:
         rows = [rows_P[i] for i in draws_P]
         draw = np.repeat(np.arange(len(rows)), list(map(len, rows))).astype(str)
-        return float(metric(df.iloc[np.concatenate(rows)].assign(problem_id=draw)))
+        number = metric(df.iloc[np.concatenate(rows)].assign(problem_id=draw))
+        assert not isinstance(number, Estimate)  # as on the frame itself
+        return float(number)
 
     (estimate,) = resample(again, len(rows_P), **(bootstrap | {"resamples": 200}))
     return estimate._replace(value=float(value))

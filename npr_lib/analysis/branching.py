@@ -97,7 +97,7 @@ def division_table(divided: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Args:
         divided: checkpoint -> what `divisions` returns.
     """
-    rows = {}
+    rows: dict[str, dict[str, str]] = {}
     for name, frame in divided.items():
         rows[name] = {}
         for kind, row in kind_shares(frame).iterrows():

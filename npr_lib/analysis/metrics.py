@@ -253,7 +253,12 @@ def _values(df: pd.DataFrame, metric: str, k: int | None) -> pd.Series:
     return df.groupby("problem_id")[metric].mean().astype(float)
 
 
-def _pooled(df: pd.DataFrame, top: Sequence, bottom: Sequence, **bootstrap: Any) -> Estimate:
+def _pooled(
+    df: pd.DataFrame,
+    top: Sequence[float] | np.ndarray,
+    bottom: Sequence[float] | np.ndarray,
+    **bootstrap: Any,
+) -> Estimate:
     """Ratio of sums over the rows of df, which the bootstrap draws problem by problem."""
     rows = pd.DataFrame({"top": top, "bottom": bottom}, dtype=float)
     sums = rows.groupby(df["problem_id"].to_numpy()).sum()

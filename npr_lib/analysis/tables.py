@@ -63,8 +63,8 @@ def changes(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     ):
         shown, cells = QUANTITIES[metric], []
         for pair in CHANGES:
-            sides = [decoded(frames[NAMES[name]], decoding == greedy) for name in pair]
-            cells.append(shown.text(paired_difference(*sides, column)))
+            old, new = (decoded(frames[NAMES[name]], decoding == greedy) for name in pair)
+            cells.append(shown.text(paired_difference(old, new, column)))
         table[shown.difference(decoding)] = cells
     return table
 

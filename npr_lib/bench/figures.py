@@ -72,8 +72,8 @@ def benchmark(result: Mapping[str, Any]) -> dict[str, list[go.Figure]]:
 
 def _draw(chart: Chart, data: pd.DataFrame) -> go.Figure:
     """A `summary` as lines with whiskers or, over what is no number, as bars."""
-    look = {"color": chart.color, "color_discrete_map": COLORS, "labels": {"median": chart.y}}
-    look["color_discrete_sequence"] = theme.SERIES
+    look: dict[str, object] = {"color": chart.color, "labels": {"median": chart.y}}
+    look |= {"color_discrete_map": COLORS, "color_discrete_sequence": theme.SERIES}
     if chart.x == "case":
         look |= {"orientation": "h", "barmode": "overlay", "opacity": 1}
         figure = px.bar(data, x="median", y="case", **look)
@@ -94,7 +94,8 @@ def _draw(chart: Chart, data: pd.DataFrame) -> go.Figure:
     if chart.level is not None:
         figure.add_hline(y=chart.level, line={"color": theme.INK, "width": 1, "dash": "dot"})
     model = f", {data['model'].iloc[0]}" if "model" in data else ""
-    layout = {"height": HEIGHT, "margin_t": 116, "showlegend": chart.color != chart.panel}
+    layout: dict[str, object] = {"height": HEIGHT, "margin_t": 116}
+    layout["showlegend"] = chart.color != chart.panel
     layout["legend_title_text"] = chart.color.replace("quantity", "")
     theme.style(figure, chart.title + model, "median [min, max]", **layout)
     theme.legend_below_title(figure)

@@ -203,7 +203,8 @@ def marginal(subject: Subject, sizes: Sizes) -> Iterator[list[Row]]:
     ):
         arms: dict[tuple[str, float], Timer] = {}
         for count in counts:
-            arms["engine", count], rows, context = make(subject, sizes.steps, count)
+            step = make(subject, sizes.steps, count)  # type: ignore[arg-type]  # int where asked for
+            arms["engine", count], rows, context = step
             arms["bare", count] = _bare(subject, rows, context, sizes.bare_calls)
         taken = take_turns(arms, sizes.pairs, {"with more": more})
         yield [row | dict(zip(("arm", "count"), row["arm"], strict=True)) for row in taken]

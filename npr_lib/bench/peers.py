@@ -42,8 +42,10 @@ PREFILL = 1024  # tokens a step of generate_batch at most: its own upper bound
 
 Ids = list[list[int]]  # tokens of prompts, or of responses
 Timer = Callable[[], float]  # does something, returns the seconds that it took
-FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-FIELDS += ("num_attention_heads", "num_key_value_heads", "head_dim")
+FIELDS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
 # name -> config class and its FIELDS; those of "tiny" are in its profile
 SHAPES: dict[str, tuple[type[LlamaConfig] | type[Qwen3Config], tuple[int, ...]]] = {
     "tiny": (Qwen3Config, ()),

@@ -114,8 +114,12 @@ def _wide(rows: pd.DataFrame, by: list[str], columns: str, values: str) -> pd.Da
 def slopes(rows: pd.DataFrame, over: str) -> pd.DataFrame:
     """The slope of the values over a size (least squares) in the values' place."""
     groups = rows.groupby([c for c in rows if c not in (over, "value")], sort=False)
-    fitted = groups[[over, "value"]].apply(lambda g: np.polyfit(*g.to_numpy(float).T, 1)[0])
+    fitted = groups[[over, "value"]].apply(lambda g: _slope(*g.to_numpy(float).T))
     return fitted.reset_index(name="value")
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    return np.polyfit(x, y, 1)[0]
 
 
 def table(name: str, rows: pd.DataFrame) -> pd.DataFrame:

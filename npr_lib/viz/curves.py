@@ -147,9 +147,8 @@ def _panel(runs: Mapping[str, pd.DataFrame], column: str) -> list[go.Scatter]:
             # The outer ones of several labels give way, lest they cover one another.
             side = "middle"
             if len(ends) > 1:
-                side = {min(ends, key=ends.get): "bottom", max(ends, key=ends.get): "top"}.get(
-                    name, "middle"
-                )
+                low, high = (end(ends, key=ends.__getitem__) for end in (min, max))
+                side = {low: "bottom", high: "top"}.get(name, "middle")
             traces += [
                 _raw(steps, values, color),
                 _strong(steps, values, color, column, name, side),

@@ -15,9 +15,10 @@ def segment_names(trajectory: Trajectory) -> list[str]:
     A step goes on, after a block nested in it, as "step 2, cont.".
     """
     segments = trajectory.segments
-    names, begun = [], set()
+    names: list[str] = []
+    begun: set[BranchPath] = set()
     for segment in segments:
-        name = segment.kind
+        name: str = segment.kind
         if segment.kind == "step":
             name = f"step {_number(lane(segment.path))}"
             if segment.path in begun:

@@ -190,8 +190,8 @@ def _thousandths(nats: Sequence[float]) -> list[int | None]:
 
 def _node(trajectory: Trajectory, segment: Segment, name: str, tokens: list[str]) -> dict[str, Any]:
     """A segment: which tokens, where, what it says, what it must not see, whose slots it reads."""
-    hidden = trajectory.layout.hidden[:, segment.start]
-    hidden = [[int(low), int(high)] for low, high in hidden if high > low]
+    intervals = trajectory.layout.hidden[:, segment.start]
+    hidden = [[int(low), int(high)] for low, high in intervals if high > low]
     positions = trajectory.position_ids[[segment.start, segment.end - 1]]
     text = "".join(tokens)
     wrong = false_equations(text) if segment.kind != "prompt" else []
@@ -227,9 +227,10 @@ def _edges(segments: Sequence[Segment]) -> list[list[int]]:
             if forks:
                 branches = groupby(run, lambda i: segments[i].path[depth])
                 inner = [ends(own, depth + 1) for _, own in branches]
-                items.append(
-                    tuple([i for end in side for i in end] for side in zip(*inner, strict=True))
+                first, last = (
+                    [i for end in side for i in end] for side in zip(*inner, strict=True)
                 )
+                items.append((first, last))
             else:
                 items += [([i], [i]) for i in run]
         for (_, upper), (lower, _) in pairwise(items):
@@ -264,7 +265,9 @@ def reader(tokenizer: PreTrainedTokenizerBase) -> Pieces:
         return tokenizer.decode(ids, skip_special_tokens=False)
 
     def pieces(ids: Sequence[int], text: str) -> list[str]:
-        parts, pending, at = [], (), 0
+        parts: list[str] = []
+        pending: tuple[int, ...] = ()
+        at = 0
         for i in ids:
             pending = (*pending, int(i))
             part = decode(pending) if len(pending) <= LONGEST_PENDING else ""
@@ -363,7 +366,10 @@ def _pack(text: str) -> str:
 
 def _chunks(texts: Iterable[str]) -> tuple[list[str], list[list[int]]]:
     """JSON texts as packed lists of them, and where each is: (list, place in it)."""
-    packed, places, held, size = [], [], [], 0
+    packed: list[str] = []
+    places: list[list[int]] = []
+    held: list[str] = []
+    size = 0
     for text in texts:
         places.append([len(packed), len(held)])
         held.append(text)

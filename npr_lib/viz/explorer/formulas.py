@@ -18,7 +18,7 @@ _FORMULA = re.compile(
     rf"|\\\(([^$\n]{{1,{LONGEST}}}?)\\\)|\\\[([^$]{{1,{LONGEST}}}?)\\\]|(\\boxed{_BRACES})"
 )
 # What a model writes need not be LaTeX: these say so, and the text stays text.
-_NOT_LATEX = (
+_NOT_LATEX: tuple[type[Exception], ...] = (
     *(kind for kind in vars(exceptions).values() if isinstance(kind, type)),
     *(AttributeError, IndexError, KeyError, RecursionError, StopIteration, ValueError),
 )

@@ -90,7 +90,7 @@ class Live(ipywidgets.VBox):
         rollouts = to_rows([trajectory], problem=self._problem)
         if self._explorer is None:
             self._explorer = Explorer(rollouts, self._engine.tokenizer)
-            self.children = (*self.children, self._explorer)
+            self.children: tuple[ipywidgets.Widget, ...] = (*self.children, self._explorer)
         if not decoding:
             self._explorer.hold(rollouts)
         self._explorer.update(0, trajectory, self._prompt, decoding)

@@ -80,6 +80,7 @@ def _agree(left: str, right: str, claim: str) -> bool:
 def _value(expression: str) -> Fraction:
     """Products before sums, from left to right."""
     first = _FIRST.match(expression)
+    assert first is not None  # an expression begins with a number
     terms = [Fraction(first[0])]
     for operator, number in _LINK.findall(expression, first.end()):
         if operator in "+-":

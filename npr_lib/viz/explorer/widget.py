@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anywidget
@@ -45,7 +46,7 @@ class Explorer(anywidget.AnyWidget):
         self.rollouts = rollouts
         self._read = data.records(rollouts, self._tokenizer)
         self._updated: dict[int, dict[str, Any]] = {}
-        self._answers = {
+        self._answers: dict[str, Callable[[Any], Any]] = {
             "record": self._record,
             "find": lambda words: data.find(rollouts, words),
         }

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, count
 
-from npr_lib.reasoning.layout import BranchPath, Layout, Segment, extend_segments
+from npr_lib.reasoning.layout import BranchPath, Layout, Segment, SegmentKind, extend_segments
 from npr_lib.reasoning.schema import Block
 from npr_lib.reasoning.trajectory import Trajectory
 
 Pieces = Callable[[Sequence[int], str], list[str]]
-Cut = tuple[int, str, BranchPath]  # from this character on: kind and path
+Cut = tuple[int, SegmentKind, BranchPath]  # from this character on: kind and path
 
 
 def as_written(trajectory: Trajectory, pieces: Pieces) -> Trajectory:
@@ -20,7 +20,10 @@ def as_written(trajectory: Trajectory, pieces: Pieces) -> Trajectory:
     Positions and visibility stay those it was decoded under. `pieces`: `explorer.reader`'s.
     """
     prompt = len(trajectory.prompt_ids)
-    cuts = [(0, "text", ()), *_cuts(trajectory.graph.blocks, (), trajectory.text, count())]
+    cuts: list[Cut] = [
+        (0, "text", ()),
+        *_cuts(trajectory.graph.blocks, (), trajectory.text, count()),
+    ]
     segments = [Segment("prompt", (), 0, prompt)] if prompt else []
     texts: list[str] = []
     tokens = pieces(trajectory.completion_ids, trajectory.text)
