@@ -13,7 +13,8 @@ from policies import random_policy
 
 from npr_lib.engine import EngineConfig, Finish, SamplingParams, TorchEngine
 from npr_lib.engine.branch import Response
-from npr_lib.tokenizer import TagIds, encode, tiny_tokenizer
+from npr_lib.reasoning.tokens import TagIds, encode
+from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 
 pytestmark = pytest.mark.timeout(240)
 TOKENIZER = tiny_tokenizer()
