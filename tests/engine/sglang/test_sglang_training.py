@@ -6,12 +6,13 @@ import torch
 from sglang_engines import TOKENIZER, forking_model
 from trl import GRPOConfig
 
-from npr_lib.engine import SamplingParams, SGLangEngine
+from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine
+from npr_lib.profiles.sections import NPR
 from npr_lib.tasks.problems import Problem, ProblemSet
 from npr_lib.train.engines import rollout_engine
-from npr_lib.train.papo import PAPO
-from npr_lib.train.rollouts import RolloutSettings, RolloutTrainer
-from npr_lib.train.stage import DEFAULTS
+from npr_lib.train.papo import PAPO, advantages
+from npr_lib.train.reinforce import DEFAULTS
+from npr_lib.train.trainer import Recipe, RolloutTrainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
@@ -25,9 +26,8 @@ def test_papo_steps_with_sglang_rollouts(tmp_path):
         [Problem(str(i), f"{i}{i}", "0", {}) for i in range(6)], lambda predicted, problem: False
     )
     rewards = iter([1.0, -1.0, 0.5, -1.0] * 12)
-    settings = RolloutSettings(
-        SamplingParams(max_tokens=100), "parallel", lambda r_f, r_a, share: next(rewards)
-    )
+    section = NPR(sampling=SamplingParams(max_tokens=100), min_kept=0.0)
+    recipe = Recipe(section, "parallel", lambda rollout: next(rewards), advantages)
     args = GRPOConfig(
         **{
             **DEFAULTS,
@@ -44,11 +44,11 @@ def test_papo_steps_with_sglang_rollouts(tmp_path):
         }
     )
     before = [p.detach().clone() for p in model.parameters()]
-    section = {"backend": "sglang", "num_slots": 4096}
-    with rollout_engine(model, TOKENIZER, section, folder) as engine:
+    config = EngineConfig(backend="sglang", num_slots=4096)
+    with rollout_engine(model, TOKENIZER, config, folder) as engine:
         assert isinstance(engine, SGLangEngine)
         trainer = RolloutTrainer(
-            model, TOKENIZER, args, engine, problems, problems[:2], "{problem}=", settings
+            model, TOKENIZER, args, engine, problems, problems[:2], "{problem}=", recipe
         )
         trainer.train()
     left = psutil.Process().children(recursive=True)
