@@ -78,7 +78,7 @@ format: $(STAMP)  ## let ruff rewrite
 	$(PY) -m ruff format .
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
-	$(PY) -m jupyterlab notebooks
+	$(PY) -m jupyterlab notebooks $(ARGS)
 
 clean:  ## the environment and the caches; runs in reports/ are kept
 	rm -rf $(VENV) $(SGLANG) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -73,6 +73,15 @@ def record(run_dir: Path, notebook: Notebook, status: str, seconds: float | None
     write(run_dir, described)
 
 
+def confirm(run_dir: Path, notebook: Notebook) -> None:
+    """A later attempt at a stage failed, and what it left before is what is asked for again."""
+    described = read(run_dir)
+    entry = described["stages"].get(notebook.name)
+    if entry is not None and entry["status"] != "done":
+        entry["status"] = "done"
+        write(run_dir, described)
+
+
 def describe(root: Path, run: str, profile: str, parameters: dict, seeds: dict) -> dict:
     """The manifest of a run without its stages.
 

@@ -10,6 +10,7 @@ a time.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -17,12 +18,13 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import psutil
 
 from npr_lib import WorkbenchError
 from npr_lib.files import REPOSITORY
+from npr_lib.identity import resolve
 from npr_lib.profiles.profile import load_profile, save_profile
 from npr_lib.profiles.sections import Profile
 from npr_lib.progress import VARIABLE, duration
@@ -30,6 +32,7 @@ from npr_lib.workbench import manifest, pages, progress
 from npr_lib.workbench.execution import execute, kernel, prepare
 from npr_lib.workbench.notebook import Notebook, read_notebooks
 from npr_lib.workbench.stages import (
+    FUNCTION,
     NOTEBOOKS,
     RunError,
     record_path,
@@ -88,6 +91,7 @@ def run(
     profile = "tiny" if profile is None else profile
     overrides = list(overrides)
     settings = load_profile(profile, overrides)
+    _check_functions(dataclasses.asdict(settings))
     run_dir = root / "reports" / _checked_name(run or Path(profile).stem)
     stages = read_notebooks(notebooks or root / "notebooks", settings.notebooks)
     stages = [notebook for notebook in stages if notebook.run]
@@ -107,6 +111,20 @@ def run(
             _bring_up_to_date(job, notebook, title, forced=index >= first)
         report(run_dir)
     return run_dir
+
+
+def _check_functions(section: Any) -> None:
+    """Every function of one's own that a profile names must be there before anything is done.
+
+    Raises:
+        WorkbenchError: one is not.
+    """
+    if isinstance(section, dict):
+        for value in section.values():
+            _check_functions(value)
+    elif isinstance(section, str) and FUNCTION.fullmatch(section):
+        ours = section.startswith("npr_lib.")  # there for sure, and seconds to import
+        _ = ours or resolve(section)
 
 
 def _tell(job: Job, first: int) -> None:
@@ -207,15 +225,16 @@ def _bring_up_to_date(job: Job, notebook: Notebook, title: str, forced: bool) ->
     """
     reason = "asked for" if forced else why_run(notebook, job.run_dir, _now(job, notebook))
     if reason is None:
+        manifest.confirm(job.run_dir, notebook)
         job.say(f"{title}: up to date")
         return
     job.say(f"{title}: {reason}")
-    record_path(job.run_dir, notebook).unlink(missing_ok=True)
-    started = time.time()
+    record, started = record_path(job.run_dir, notebook), time.time()
+    before = record.read_text(encoding="utf-8") if record.exists() else ""
     manifest.record(job.run_dir, notebook, "running")
     try:
         _execute(job, notebook, title)
-        if not record_path(job.run_dir, notebook).exists():
+        if not record.exists() or record.read_text(encoding="utf-8") == before:
             raise WorkbenchError(
                 f"stage {notebook.name} didn't record that it is done: its last cell should be "
                 "`stage.end()`"

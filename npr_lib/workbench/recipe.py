@@ -17,7 +17,8 @@ def show(section: Any, **functions: Callable[..., Any]) -> Markdown:
     shown = [
         f"**{name}**{_bound(f)}\n\n```python\n{_code(f)}\n```" for name, f in functions.items()
     ]
-    rows = [f"| {key} | {value} |" for key, value in _settings(dataclasses.asdict(section))]
+    settings = dataclasses.asdict(section) | dict.fromkeys(functions, "see above")
+    rows = [f"| {key} | {value} |" for key, value in _settings(settings)]
     return Markdown("\n\n".join([*shown, "\n".join(["| setting | value |", "|:--|:--|", *rows])]))
 
 

@@ -102,7 +102,7 @@ def begin(
         RunError: there is no such stage, or another process works on the run.
     """
     overrides = overrides or ()
-    run = Path(run_dir) if run_dir is not None else REPOSITORY / "reports" / _stem(profile)
+    run = _run_folder(run_dir, profile)
     settings = _settings(profile, run, overrides)
     notebooks = read_notebooks(folder, settings.notebooks)
     notebook = next((one for one in notebooks if one.name == name), None)
@@ -113,7 +113,7 @@ def begin(
             f"it lies in {_shown(folder)} (or the profile's `notebooks` names it) and its metadata "
             "say so: docs/recipes.md"
         )
-    _check_inputs(notebook, run, input_checkpoint, notebooks)
+    _check_inputs(notebook, run, input_checkpoint, notebooks, profile)
     seed = settings.random_seed if seed is None else seed
     checkpoint = Path(input_checkpoint) if input_checkpoint is not None else None
     if checkpoint is None and notebook.checkpoint is not None:
@@ -130,8 +130,13 @@ def begin(
     return session
 
 
-def _stem(profile: str | Path | None) -> str:
-    return "tiny" if profile is None else Path(profile).stem
+def _run_folder(run_dir: str | Path | None, profile: str | Path | None) -> Path:
+    """Relative to where the notebook runs, or else to the repository: JupyterLab runs one where it
+    lies, papermill where it is called, and both mean the same run."""
+    if run_dir is None:
+        return REPOSITORY / "reports" / ("tiny" if profile is None else Path(profile).stem)
+    run = Path(run_dir)
+    return run if run.is_absolute() or run.exists() else REPOSITORY / run
 
 
 def _settings(profile: str | Path | None, run: Path, overrides: Sequence[str]) -> Profile:
@@ -153,24 +158,31 @@ def _settings(profile: str | Path | None, run: Path, overrides: Sequence[str]) -
 
 
 def _check_inputs(
-    notebook: Notebook, run: Path, given: str | Path | None, notebooks: Sequence[Notebook]
+    notebook: Notebook,
+    run: Path,
+    given: str | Path | None,
+    notebooks: Sequence[Notebook],
+    profile: str | Path | None,
 ) -> None:
     if given is not None and not Path(given).is_dir():
         raise MissingInputError(f"input_checkpoint {given} is not a model folder")
     for pattern in notebook.inputs:
         replaced = pattern == notebook.checkpoint and given is not None
         if not replaced and not list(run.glob(pattern)):
-            raise MissingInputError(_how_to_make(pattern, run, notebooks))
+            raise MissingInputError(_how_to_make(pattern, run, notebooks, profile))
 
 
-def _how_to_make(pattern: str, run: Path, notebooks: Sequence[Notebook]) -> str:
-    """Which commands make what is missing: of the stages before, those whose outputs are not there,
-    which is one command for a run that has not begun."""
+def _how_to_make(
+    pattern: str, run: Path, notebooks: Sequence[Notebook], profile: str | Path | None
+) -> str:
+    """What is missing, and the one command that makes it."""
     missing = f"{_shown(run / pattern)} does not exist"
+    if not run.exists():
+        missing += f" (there is no run at {run.resolve()})"
     if not any(pattern in notebook.outputs for notebook in notebooks):
         return missing
-    profile = run / "profile.yaml"
-    chosen = _shown(profile) if profile.exists() else "tiny"
+    own = run / "profile.yaml"
+    chosen = _shown(own) if own.exists() else profile or "tiny"
     return f"{missing}; make it with: python -m npr_lib run --profile {chosen} --run {run.name}"
 
 

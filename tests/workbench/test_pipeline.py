@@ -430,6 +430,42 @@ def test_a_value_of_the_wrong_type_touches_nothing(finished):
     assert after == {p: content for p, content in before.items() if p.name != "ran"}
 
 
+def test_what_a_failed_attempt_asked_for_is_forgotten_with_it(tmp_path):
+    """Back to the settings of before: what they made is there, and nothing is done again."""
+    write_project(tmp_path, "00_first")
+    code = FIRST.replace("import sys", "import sys\nassert stage.profile.own['value'] < 5")
+    write_notebook(tmp_path / "notebooks" / "00_first.ipynb", "00_first", code)
+    run_dir, ran, _ = go(tmp_path)
+    assert ran == ["00_first"]
+    with pytest.raises(StageError):
+        go(tmp_path, overrides=["own.value=9"])
+    assert manifest.read(run_dir)["stages"]["00_first"]["status"] == "failed"
+    assert go(tmp_path)[1] == []
+    entry = manifest.read(run_dir)["stages"]["00_first"]
+    assert [entry["status"], *(one["status"] for one in entry["runs"])] == [
+        "done",
+        "done",
+        "failed",
+    ]
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_function_that_is_not_there_is_told_before_anything_is_done(tmp_path, dry):
+    write_project(tmp_path, "00_first")
+    with pytest.raises(WorkbenchError, match="'no_such_module:reward' can't be found"):
+        go(tmp_path, overrides=["npr.reward=no_such_module:reward"], dry=dry)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_relative_run_is_looked_for_in_the_repository_too(tmp_path, monkeypatch):
+    """JupyterLab runs a notebook in the folder where it lies."""
+    monkeypatch.chdir(tmp_path)
+    assert stages._run_folder("reports/mine", None) == REPOSITORY / "reports" / "mine"
+    (tmp_path / "reports" / "mine").mkdir(parents=True)
+    assert stages._run_folder("reports/mine", None) == Path("reports/mine")
+    assert stages._run_folder(None, "a/own.yaml") == REPOSITORY / "reports" / "own"
+
+
 def test_a_notebook_without_an_end_is_told(tmp_path):
     write_project(tmp_path, "00_first")
     path = tmp_path / "notebooks" / "00_first.ipynb"

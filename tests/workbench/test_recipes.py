@@ -64,9 +64,7 @@ def test_a_reward_and_an_advantage_by_name(tmp_path, monkeypatch, start):
     named = ["npr.reward=my_rewards:reward", "npr.advantages=my_rewards:advantages"]
     papo.train(make_stage(load_profile("smoke", [*SETTINGS, *named]), tmp_path, start))
     rows = pd.read_parquet(tmp_path / "rollouts" / "npr.parquet")
-    good = (rows["accuracy"] == 1) & (rows["format_reward"] == 0)
-    expected = np.where(good, 1.5 - 0.5 * rows["span"] / rows["work"], -1.0)
-    assert np.allclose(rows["reward"], expected)
+    assert np.allclose(rows["reward"], rows["accuracy"] - rows["span"] / 100)
     groups = rows["reward"].to_numpy(np.float32).reshape(-1, 2)
     assert np.allclose(rows["advantage"], (groups - groups[:, ::-1]).reshape(-1))
 
