@@ -122,9 +122,9 @@ def _check_functions(section: Any) -> None:
     if isinstance(section, dict):
         for value in section.values():
             _check_functions(value)
-    elif isinstance(section, str) and FUNCTION.fullmatch(section):
-        ours = section.startswith("npr_lib.")  # there for sure, and seconds to import
-        _ = ours or resolve(section)
+    named = isinstance(section, str) and FUNCTION.fullmatch(section)
+    if named and not section.startswith("npr_lib."):  # ours are there, and seconds to import
+        resolve(section)
 
 
 def _tell(job: Job, first: int) -> None:
