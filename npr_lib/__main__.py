@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from npr_lib import WorkbenchError, __version__
+from npr_lib.files import relative
 
 DESCRIPTION = """\
 NPR Workbench: train small models that reason in parallel branches, and look at what they do.
@@ -141,13 +142,13 @@ def _run(options: argparse.Namespace) -> None:
         options.profile, options.run, options.from_stage, options.overrides, dry=options.dry_run
     )
     if not options.dry_run:
-        print(_shown(run_dir / "index.html"))
+        print(relative(run_dir / "index.html"))
 
 
 def _report(options: argparse.Namespace) -> None:
     from npr_lib.workbench import pipeline
 
-    print(_shown(pipeline.report(pipeline.find_run(options.run))))
+    print(relative(pipeline.report(pipeline.find_run(options.run))))
 
 
 def _explore(options: argparse.Namespace) -> None:
@@ -158,7 +159,7 @@ def _explore(options: argparse.Namespace) -> None:
         notebook = pipeline.explorer(run_dir, options.where)
         os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(notebook)])
     pipeline.explore(run_dir, options.html, options.where)
-    print(_shown(options.html))
+    print(relative(options.html))
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -174,19 +175,13 @@ def _bench(options: argparse.Namespace) -> None:
         options.pairs,
         options.out or benchmark.OUT,
     )
-    print(_shown(page))
+    print(relative(page))
 
 
 def _serve(options: argparse.Namespace) -> None:
     from npr_lib.engine.sglang.backend import serve
 
     serve(options.model, options.options)
-
-
-def _shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,11 @@ REPOSITORY = PACKAGE.parent
 TRAINING = "training.json"  # in a training folder: what is trained there
 
 
-def source_digest(package: Path = PACKAGE) -> str:
-    """sha256 of every source file of `npr_lib`."""
-    kinds = {".py", ".c", ".js", ".css"}
-    return _digest_files(sorted(f for f in package.rglob("*") if f.suffix in kinds), package)
-
-
-def notebook_digest(path: Path) -> str:
-    """sha256 of a notebook's cells without their outputs, ids and metadata."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+def relative(path: Path, base: Path | None = None) -> str:
+    """A path as short as it can be typed from `base` (None: from here): relative where it lies
+    inside, so that no page tells where."""
+    path, base = path.resolve(), (base or Path.cwd()).resolve()
+    return str(path.relative_to(base) if path.is_relative_to(base) else path)
 
 
 def digest(path: Path) -> str | None:

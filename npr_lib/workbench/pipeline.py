@@ -18,12 +18,12 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import psutil
 
 from npr_lib import WorkbenchError
-from npr_lib.files import REPOSITORY
+from npr_lib.files import REPOSITORY, relative
 from npr_lib.identity import resolve
 from npr_lib.profiles.profile import load_profile, save_profile
 from npr_lib.profiles.sections import Profile
@@ -32,9 +32,9 @@ from npr_lib.workbench import manifest, pages, progress
 from npr_lib.workbench.execution import execute, kernel, prepare
 from npr_lib.workbench.notebook import Notebook, read_notebooks
 from npr_lib.workbench.stages import (
-    FUNCTION,
     NOTEBOOKS,
     RunError,
+    named_functions,
     record_path,
     stage_identity,
     take_lock,
@@ -91,7 +91,9 @@ def run(
     profile = "tiny" if profile is None else profile
     overrides = list(overrides)
     settings = load_profile(profile, overrides)
-    _check_functions(dataclasses.asdict(settings))
+    for name in named_functions(dataclasses.asdict(settings)):
+        if not name.startswith("npr_lib."):  # ours are there, and seconds to import
+            resolve(name)
     run_dir = root / "reports" / _checked_name(run or Path(profile).stem)
     stages = read_notebooks(notebooks or root / "notebooks", settings.notebooks)
     stages = [notebook for notebook in stages if notebook.run]
@@ -104,27 +106,13 @@ def run(
     with take_lock(run_dir):
         _wait_for_orphans(run_dir)
         save_profile(settings, run_dir / "profile.yaml")
-        given = _relative(Path(profile), root) if Path(profile).suffix else str(profile)
+        given = relative(Path(profile), root) if Path(profile).suffix else str(profile)
         _begin_manifest(job, given, overrides)
         for index, notebook in enumerate(stages):
             title = f"[{index + 1}/{len(stages)}] {notebook.name}"
             _bring_up_to_date(job, notebook, title, forced=index >= first)
         report(run_dir)
     return run_dir
-
-
-def _check_functions(section: Any) -> None:
-    """Every function of one's own that a profile names must be there before anything is done.
-
-    Raises:
-        WorkbenchError: one is not.
-    """
-    if isinstance(section, dict):
-        for value in section.values():
-            _check_functions(value)
-    named = isinstance(section, str) and FUNCTION.fullmatch(section)
-    if named and not section.startswith("npr_lib."):  # ours are there, and seconds to import
-        resolve(section)
 
 
 def _tell(job: Job, first: int) -> None:
@@ -257,17 +245,11 @@ def _execute(job: Job, notebook: Notebook, title: str) -> None:
     events = job.run_dir / "progress.jsonl"
     events.unlink(missing_ok=True)
     parameters = {
-        "profile": _relative(job.run_dir / "profile.yaml", job.root),
-        "run_dir": _relative(job.run_dir, job.root),
+        "profile": relative(job.run_dir / "profile.yaml", job.root),
+        "run_dir": relative(job.run_dir, job.root),
     }
     with kernel(job.run_dir / ".jupyter", events), progress.watch(events, title, job.stream):
         execute(notebook.path, output, parameters, job.root, f"stage {notebook.name}")
-
-
-def _relative(path: Path, root: Path) -> str:
-    """Relative to the notebooks' working directory when inside it, so that no page tells where."""
-    path, root = path.resolve(), root.resolve()
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _write_page(notebook: Path, run_dir: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from npr_lib import WorkbenchError
-from npr_lib.files import REPOSITORY, digest, model_digest, write_json
+from npr_lib.files import REPOSITORY, digest, model_digest, relative, write_json
 from npr_lib.identity import closure, fingerprint, imported
 from npr_lib.profiles.profile import ProfileError, load_profile, save_profile
 from npr_lib.profiles.sections import Profile
@@ -34,7 +34,7 @@ from npr_lib.workbench.notebook import Notebook, read_notebooks
 NOTEBOOKS = REPOSITORY / "notebooks"
 NOT_DONE = "not done yet"
 PARTS = ("parameters", "sections", "functions", "inputs", "notebook", "source")
-FUNCTION = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")  # as a profile names it
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # as a profile names it
 
 
 class RunError(WorkbenchError):
@@ -110,8 +110,8 @@ def begin(
         known = ", ".join(one.name for one in notebooks)
         raise RunError(
             f"no stage is called {name!r}; there are: {known}. A notebook of your own is one if "
-            f"it lies in {_shown(folder)} (or the profile's `notebooks` names it) and its metadata "
-            "say so: docs/recipes.md"
+            f"it lies in {relative(folder)} (or the profile's `notebooks` names it) and its "
+            "metadata say so: docs/recipes.md"
         )
     _check_inputs(notebook, run, input_checkpoint, notebooks, profile)
     seed = settings.random_seed if seed is None else seed
@@ -152,7 +152,7 @@ def _settings(profile: str | Path | None, run: Path, overrides: Sequence[str]) -
     if str(profile) == made_from or load_profile(profile, overrides) == settings:
         return settings
     raise ProfileError(
-        f"{_shown(run)} is a run of the profile {made_from!r}, not of {str(profile)!r}: leave "
+        f"{relative(run)} is a run of the profile {made_from!r}, not of {str(profile)!r}: leave "
         "`profile` out to go by the run's own, or choose another run_dir"
     )
 
@@ -176,13 +176,13 @@ def _how_to_make(
     pattern: str, run: Path, notebooks: Sequence[Notebook], profile: str | Path | None
 ) -> str:
     """What is missing, and the one command that makes it."""
-    missing = f"{_shown(run / pattern)} does not exist"
+    missing = f"{relative(run / pattern)} does not exist"
     if not run.exists():
         missing += f" (there is no run at {run.resolve()})"
     if not any(pattern in notebook.outputs for notebook in notebooks):
         return missing
     own = run / "profile.yaml"
-    chosen = _shown(own) if own.exists() else profile or "tiny"
+    chosen = relative(own) if own.exists() else profile or "tiny"
     return f"{missing}; make it with: python -m npr_lib run --profile {chosen} --run {run.name}"
 
 
@@ -229,7 +229,7 @@ def take_lock(run: Path) -> TextIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise RunError(f"another process is working on {_shown(run)}") from None
+        raise RunError(f"another process is working on {relative(run)}") from None
     return file
 
 
@@ -273,7 +273,9 @@ def stage_identity(
     identity = {
         "parameters": {"seed": seed},
         "sections": sections,
-        "functions": dict(sorted(_functions(sections))),
+        "functions": {
+            name: fingerprint(closure(name.partition(":")[0])) for name in named_functions(sections)
+        },
         "inputs": inputs,
         "notebook": fingerprint(sources),
         "source": _source(sources),
@@ -281,13 +283,13 @@ def stage_identity(
     return json.loads(json.dumps(identity))
 
 
-def _functions(section: Any) -> Iterator[tuple[str, str]]:
-    """Every function that a section names, with the digest of its source and what that imports."""
+def named_functions(section: Any) -> Iterator[str]:
+    """Every function that a section, as plain data, names: `module:function`."""
     if isinstance(section, dict):
         for value in section.values():
-            yield from _functions(value)
-    elif isinstance(section, str) and (match := FUNCTION.fullmatch(section)):
-        yield section, fingerprint(closure(match[1]))
+            yield from named_functions(value)
+    elif isinstance(section, str) and FUNCTION.fullmatch(section):
+        yield section
 
 
 def _source(cells: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -348,9 +350,3 @@ def mark_done(notebook: Notebook, run: Path, identity: Mapping[str, Any]) -> Non
     path.parent.mkdir(exist_ok=True)
     record = {"stage": notebook.name, "identity": identity, "outputs": outputs}
     write_json(path, {**record, "ended": time.time()})
-
-
-def _shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
