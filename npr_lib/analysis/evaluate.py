@@ -19,7 +19,7 @@ from npr_lib.profiles.stage import Stage
 from npr_lib.progress import report_progress
 from npr_lib.reasoning.trajectory import Mode, Trajectory, rollouts_path
 from npr_lib.tasks import problems as tasks
-from npr_lib.tasks.problems import ProblemSet, Split, build_prompt, load_problems
+from npr_lib.tasks.problems import ProblemSet, Prompt, Split, build_prompt, load_problems
 from npr_lib.train.rollout import score, to_table
 
 
@@ -71,7 +71,7 @@ def _identity(stage: Stage, name: str, split: Split) -> dict[str, Any]:
 def respond(
     engine: Engine,
     problems: ProblemSet,
-    template: str,
+    template: Prompt,
     params: SamplingParams,
     n: int,
     name: str,

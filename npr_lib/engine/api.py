@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:  # torch and transformers, which whoever only reads a profile does without
     from npr_lib.reasoning.layout import BranchPath
@@ -30,6 +30,9 @@ class EngineConfig:
         beside the branches that decode. (One response's branches always advance together.)
     persistent_prefix: keep the KV of prompts from call to call; whoever changes the weights then
         calls `weights_changed`. (SGLang always keeps it.)
+    style: how responses are written around the tags (`reasoning.style`); None: as the model's own
+        (`checkpoint.style_of`). min_chars: least lengths of a plan, a step and a takeaway; None:
+        the style's.
     backend: what the RL stages roll out on: torch (the embedded engine), sglang, or the url of a
         `python -m npr_lib serve`.
     """
@@ -40,12 +43,16 @@ class EngineConfig:
     max_depth: int = 1
     max_step_tokens: int = 4096
     persistent_prefix: bool = False
+    style: Literal["compact", "lines"] | None = None
+    min_chars: tuple[int, int, int] | None = None
     backend: str = "torch"
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             _require(field.type != "int" or value >= 1, field.name, value, "at least 1")
+        least = self.min_chars is None or (len(self.min_chars) == 3 and min(self.min_chars) >= 0)
+        _require(least, "min_chars", self.min_chars, "three numbers, at least 0")
         known = self.backend in ("torch", "sglang") or "://" in self.backend
         _require(known, "backend", self.backend, "torch, sglang or a url")
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from npr_lib.engine.api import Prefix, SamplingParams
 from npr_lib.engine.sampling import hash_ids, mix
 from npr_lib.reasoning.layout import BranchPath, by_branch, layout, sampled_tokens
-from npr_lib.reasoning.tokens import TagIds, encode
+from npr_lib.reasoning.tokens import StyleIds, TagIds, encode
 from npr_lib.reasoning.trajectory import Mode, Trajectory
 
 
@@ -94,8 +94,10 @@ def forced(
     structure = trajectory.layout
     if trajectory.mode == "sequential":
         tags = TagIds.from_tokenizer(tokenizer)
-        structure = layout(every, tags, len(trajectory.prompt_ids))
-    return by_branch(structure, ids, sampled_tokens(every, structure, tokenizer))
+        writes = StyleIds.from_tokenizer(tokenizer, trajectory.style)
+        structure = layout(every, tags, len(trajectory.prompt_ids), writes)
+    chosen = sampled_tokens(every, structure, tokenizer, trajectory.style)
+    return by_branch(structure, ids, chosen)
 
 
 def replayed(

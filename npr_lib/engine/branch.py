@@ -10,7 +10,6 @@ begins, and what a budget or a violation cuts off never depends on scheduling.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,17 +31,17 @@ from npr_lib.engine.api import (
 from npr_lib.engine.kv import SlotTable
 from npr_lib.engine.sampling import mix
 from npr_lib.reasoning.layout import BranchPath, SegmentKind
-from npr_lib.reasoning.schema import ViolationKind
-from npr_lib.reasoning.tokens import TagIds, step_prefix
+from npr_lib.reasoning.schema import LABEL, ViolationKind
+from npr_lib.reasoning.tokens import COMPACT_IDS, StyleIds, TagIds, step_prefix
 from npr_lib.reasoning.trajectory import FinishReason, Mode
 
-_LABEL = re.compile(r"\s*([1-9][0-9]{0,8})\s*:")
 _NAN = float("nan")
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What a response is decoded under: tags (None: plain text only), end tokens, limits."""
+    """What a response is decoded under: tags (None: plain text only), end tokens, limits, and what
+    the engine writes around the tags."""
 
     tokenizer: PreTrainedTokenizerBase
     tags: TagIds | None
@@ -50,6 +49,7 @@ class Grammar:
     config: EngineConfig
     mode: Mode
     max_position: int  # of the model's context
+    writes: StyleIds = COMPACT_IDS
 
 
 @dataclass(slots=True)
@@ -382,14 +382,14 @@ class Response:
         at_or_before = self._total - sum(self._counts[branch.position + 1 - len(self.prompt_ids) :])
         if self.params.max_tokens - at_or_before < self.params.min_fork_tokens:
             return self._finish("length", branch.position)
-        tags = self.grammar.tags
+        tags, writes = self.grammar.tags, self.grammar.writes
         assert tags is not None, "without tags nothing forks"
         self.emit(Fork, branch, len(branch.plans))
         for i in range(len(branch.plans)):
             path = (*branch.path, (branch.blocks, i))
             key = mix(branch.key, branch.blocks, i)
             child = Branch(path, key, branch.position, branch, kind="step")
-            for token in step_prefix(i + 1, self.grammar.tokenizer, tags):
+            for token in step_prefix(i + 1, self.grammar.tokenizer, tags, writes):
                 self._push(child, token, step)
             branch.children.append(child)
         branch.items.append(branch.children)
@@ -404,17 +404,19 @@ class Response:
         if len(plans) > most:
             return ViolationKind.TOO_MANY_BRANCHES, f"{len(plans)} plans, at most {most}"
         for i, ids in enumerate(plans, 1):
-            label = _LABEL.match(self.grammar.tokenizer.decode(ids))
+            label = LABEL.match(self.grammar.tokenizer.decode(ids))
             if label is None or int(label[1]) != i:
                 return ViolationKind.PLAN_INDEX, f"plan {i} does not begin with '{i}:'"
         return None
 
     def _end_branch(self, branch: Branch, step: int) -> None:
         """`</step>`; the last branch of a block to end joins it."""
+        parent, tags, writes = branch.parent, self.grammar.tags, self.grammar.writes
+        assert parent is not None and tags is not None, "only a branch that was forked off ends"
+        for token in writes.after_step:
+            self._push(branch, token, step)
         branch.ended = True
         self.emit(BranchEnd, branch)
-        parent, tags = branch.parent, self.grammar.tags
-        assert parent is not None and tags is not None, "only a branch that was forked off ends"
         if not all(child.ended for child in parent.children):
             return
         self.flush += parent.children
@@ -422,7 +424,8 @@ class Response:
         parent.position = max(child.position for child in parent.joining)
         parent.state = parent.kind = "takeaway"
         self.emit(Join, parent)
-        self._push(parent, tags.takeaway, step)
+        for token in (tags.takeaway, *writes.in_takeaway):
+            self._push(parent, token, step)
 
 
 def _truncate(branch: Branch, position: int) -> None:

@@ -1,9 +1,10 @@
-"""Model folders as the engine takes them: weights, tokenizer, and the mode they decode in."""
+"""Model folders as the engine takes them: weights, tokenizer, mode and writing style."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -14,6 +15,9 @@ from transformers import (
 )
 
 from npr_lib import WorkbenchError
+from npr_lib.engine.api import EngineConfig
+from npr_lib.reasoning.schema import TAGS
+from npr_lib.reasoning.style import COMPACT, LINES, Style, named
 from npr_lib.reasoning.tokens import TagIds
 from npr_lib.reasoning.trajectory import Mode
 
@@ -35,28 +39,67 @@ def check_model(path: Path | str) -> None:
 def checkpoint_mode(folder: Path | str) -> Mode:
     """The mode a checkpoint was trained for, as its `npr.json` says.
 
-    Without one, a model with the eight tags as tokens is taken for a parallel one, which is said,
-    and any other for a sequential one.
+    Without one, a model with the eight tags as tokens is taken for a parallel one, which is said
+    with the style it is written in, and any other for a sequential one.
     """
-    path = Path(folder) / "npr.json"
-    if path.exists():
-        return json.loads(path.read_text())["mode"]
+    said = _said(folder)
+    if said is not None:
+        return said["mode"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     try:
         TagIds.from_tokenizer(tokenizer)
     except ValueError:
         return "sequential"
-    print(f"{folder} has no npr.json but the tags as tokens: decoded in mode parallel")
+    style, why = style_of(tokenizer)
+    print(
+        f"{folder} has no npr.json but the tags as tokens: decoded in mode parallel, style "
+        f"{style.name} ({why}) unless engine.style names another"
+    )
     return "parallel"
 
 
+def style_of(tokenizer: PreTrainedTokenizerBase) -> tuple[Style, str]:
+    """The style that a model with this tokenizer was trained to write, and what tells it.
+
+    First what `npr.json` says in the folder that the tokenizer was read from (without a style:
+    compact). Else how the tags are tokens: the authors' released models have them as special tokens
+    (the chat template tells nothing, theirs is that of any Qwen3), `add_tag_tokens` makes them
+    ordinary ones.
+    """
+    said = _said(tokenizer.name_or_path)
+    if said is not None:
+        return named(said.get("style", COMPACT.name)), "as its npr.json says"
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    if special.issuperset(TAGS):
+        return LINES, "its tags are special tokens, as in the authors' released models"
+    return COMPACT, "its tags are no special tokens"
+
+
+def style_for(tokenizer: PreTrainedTokenizerBase, config: EngineConfig) -> Style:
+    """The style that an engine of this configuration writes with this tokenizer."""
+    name = config.style or style_of(tokenizer)[0].name
+    return named(name, config.min_chars)
+
+
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, mode: Mode
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    mode: Mode,
+    style: Style = COMPACT,
 ) -> None:
-    """A Hugging Face folder, and `npr.json`, which says in which mode the model is decoded."""
+    """A Hugging Face folder, and `npr.json`, which says in which mode the model is decoded and in
+    which style, compact where it says none."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "npr.json").write_text(json.dumps({"mode": mode}) + "\n")
+    said = {"mode": mode} | ({} if style.name == COMPACT.name else {"style": style.name})
+    (folder / "npr.json").write_text(json.dumps(said) + "\n")
+
+
+def _said(folder: Path | str) -> dict[str, Any] | None:
+    """What a folder's `npr.json` says; None where there is none."""
+    path = Path(folder) / "npr.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def check_precision(model: PreTrainedModel, name: str) -> None:

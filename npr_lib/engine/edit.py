@@ -14,6 +14,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from npr_lib.reasoning.layout import BranchPath, by_branch, sampled_tokens
+from npr_lib.reasoning.style import Style
 from npr_lib.reasoning.tokens import TagIds, encode
 from npr_lib.reasoning.trajectory import Trajectory
 
@@ -42,7 +43,7 @@ def rewrite_branch(
 ) -> Draft:
     """With another text in a branch, which then ends. The rest of its block stays as it was."""
     draft, tags = _before_join(trajectory, tokenizer, path)
-    draft[path] = [*encode(text, tokenizer), tags.step_end]
+    draft[path] = [*encode(text + trajectory.style.end_of_step, tokenizer), tags.step_end]
     return draft
 
 
@@ -55,7 +56,7 @@ def change_plan(
     draft.pop(path)
     plans, start, end = _plans(draft[path[:-1]], block, tags)
     plans[branch] = _labelled(branch + 1, text, tokenizer)
-    draft[path[:-1]][start:end] = _guideline(plans, tags)
+    draft[path[:-1]][start:end] = _guideline(plans, tags, tokenizer, trajectory.style)
     return draft
 
 
@@ -72,7 +73,7 @@ def drop_branch(
     for i in range(branch, len(plans)):
         text = tokenizer.decode(plans[i])
         plans[i] = _labelled(i + 1, text[text.index(":") + 1 :], tokenizer)
-    draft[parent][start:end] = _guideline(plans, tags)
+    draft[parent][start:end] = _guideline(plans, tags, tokenizer, trajectory.style)
     moved: Draft = {}
     for other, ids in draft.items():
         if other[: len(path)] == path:
@@ -102,7 +103,8 @@ def _kept(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, keep: list
     ids = trajectory.completion_ids
     chosen = [True] * len(ids)
     if trajectory.mode == "parallel":
-        chosen = sampled_tokens(trajectory.prompt_ids + ids, trajectory.layout, tokenizer)
+        every = trajectory.prompt_ids + ids
+        chosen = sampled_tokens(every, trajectory.layout, tokenizer, trajectory.style)
     return by_branch(trajectory.layout, ids, [a and b for a, b in zip(keep, chosen, strict=True)])
 
 
@@ -135,11 +137,13 @@ def _plans(ids: list[int], block: int, tags: TagIds) -> tuple[list[list[int]], i
     start = [i for i, token in enumerate(ids) if token == tags.guideline][block]
     end = ids.index(tags.guideline_end, start) + 1
     plans: list[list[int]] = []
+    inside = False
     for token in ids[start + 1 : end - 1]:
         if token == tags.plan:
             plans.append([])
-        elif token != tags.plan_end:
+        elif inside and token != tags.plan_end:
             plans[-1].append(token)
+        inside = token == tags.plan or (inside and token != tags.plan_end)
     return plans, start, end
 
 
@@ -147,6 +151,9 @@ def _labelled(index: int, text: str, tokenizer: PreTrainedTokenizerBase) -> list
     return [*encode(f"{index}:", tokenizer), *encode(text, tokenizer)]
 
 
-def _guideline(plans: list[list[int]], tags: TagIds) -> list[int]:
-    between = [token for plan in plans for token in (tags.plan, *plan, tags.plan_end)]
-    return [tags.guideline, *between, tags.guideline_end]
+def _guideline(
+    plans: list[list[int]], tags: TagIds, tokenizer: PreTrainedTokenizerBase, style: Style
+) -> list[int]:
+    white = encode(style.in_guideline, tokenizer)
+    inside = [token for plan in plans for token in (tags.plan, *plan, tags.plan_end, *white)]
+    return [tags.guideline, *white, *inside, tags.guideline_end]

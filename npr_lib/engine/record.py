@@ -51,6 +51,7 @@ def trajectory(response: Response) -> Trajectory:
         spelled=tuple(spelled),
         max_branches=grammar.config.max_branches,
         max_depth=grammar.config.max_depth,
+        style=grammar.writes.style,
     )
 
 

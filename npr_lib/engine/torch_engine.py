@@ -30,12 +30,13 @@ from npr_lib.engine.api import EngineConfig, EngineStats, Event, Finish, Prefix,
 from npr_lib.engine.arguments import best, forced, read_call, replayed
 from npr_lib.engine.attention import use_npr_attention
 from npr_lib.engine.branch import Branch, Call, Grammar, Response
+from npr_lib.engine.checkpoint import style_for
 from npr_lib.engine.forward import choose, fitting_threads, forward, matrix_size, name_response
 from npr_lib.engine.kv import KVPool
 from npr_lib.engine.record import trajectory as record
 from npr_lib.engine.scheduler import Prompt, Request, Row, Scheduler
 from npr_lib.reasoning.schema import TAGS
-from npr_lib.reasoning.tokens import TagIds
+from npr_lib.reasoning.tokens import StyleIds, TagIds
 from npr_lib.reasoning.trajectory import Mode, Trajectory
 
 
@@ -52,6 +53,7 @@ class TorchEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config or EngineConfig()
+        self.style = style_for(tokenizer, self.config)
         shape = model.config.get_text_config()
         heads = shape.num_attention_heads
         head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // heads
@@ -251,7 +253,8 @@ class TorchEngine:
             limits = replace(
                 self.config, max_branches=trajectory.max_branches, max_depth=trajectory.max_depth
             )
-            grammar = replace(self._grammar(mode), config=limits)
+            style = StyleIds.from_tokenizer(self.tokenizer, trajectory.style)
+            grammar = replace(self._grammar(mode), config=limits, writes=style)
             ids, writes = trajectory.prompt_ids, forced(trajectory, mode, self.tokenizer)
             response = Response(ids, params, grammar, 0, call, index, writes)
             requests.append(Request(Prompt(ids), response))
@@ -263,7 +266,8 @@ class TorchEngine:
         tags = TagIds.from_tokenizer(self.tokenizer) if mode == "parallel" else None
         if tags is None and all(tag in self.tokenizer.get_vocab() for tag in TAGS):
             tags = TagIds.from_tokenizer(self.tokenizer)
-        return Grammar(self.tokenizer, tags, self._eos_ids, self.config, mode, self.context)
+        writes = StyleIds.from_tokenizer(self.tokenizer, self.style)
+        return Grammar(self.tokenizer, tags, self._eos_ids, self.config, mode, self.context, writes)
 
     def _check_ids(self, ids: Iterable[int], where: str) -> None:
         size = self.model.get_input_embeddings().num_embeddings

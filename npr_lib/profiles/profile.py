@@ -25,7 +25,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from npr_lib import WorkbenchError
 from npr_lib.files import PACKAGE
 from npr_lib.profiles.sections import Profile
-from npr_lib.tasks.problems import fields_of_kind
+from npr_lib.tasks.problems import PROMPT_KEYS, fields_of_kind
 
 FOLDER = PACKAGE / "profiles"
 # Mappings that are handed on to a class: its fields are their keys, its annotations the types.
@@ -203,7 +203,8 @@ def _known(sections: Mapping[str, Any], every: bool = False) -> dict[str, Any]:
         found["model.*"] = None
     elif model or every:
         found |= {f"model.{name}": hint for name, hint in _annotations(_QWEN).items()}
-    return found | {"problems.kind": str, "model.path": str}
+    found |= {f"prompt.{name}": hint for name, hint in PROMPT_KEYS.items()}
+    return found | {"prompt.chat.*": None, "problems.kind": str, "model.path": str}
 
 
 _QWEN = "transformers:Qwen3Config"

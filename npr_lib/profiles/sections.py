@@ -112,14 +112,15 @@ class Profile:
 
     problems: `kind`, how many of each split, and the fields of that kind (`tasks.problems`).
     model: the fields of Qwen3Config for a model that is made here; or `path` of one that exists,
-    with further arguments of `from_pretrained`. prompt: goes through the chat template, if any.
+    with further arguments of `from_pretrained`. prompt: goes through the chat template, if any;
+    with a system message or options for that a mapping of `tasks.problems.PROMPT_KEYS`.
     notebooks: more stages than those of the folder, by their paths. own: whatever one's own
     notebooks read.
     """
 
     problems: dict[str, Any]
     model: dict[str, Any]
-    prompt: str = "{problem}\n"
+    prompt: str | dict[str, Any] = "{problem}\n"
     random_seed: int = 0
     engine: EngineConfig = field(default_factory=EngineConfig)
     seed: Seed = field(default_factory=Seed)

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from npr_lib.reasoning.tokens import TagIds, step_prefix
+from npr_lib.reasoning.style import COMPACT, Style
+from npr_lib.reasoning.tokens import COMPACT_IDS, StyleIds, TagIds, step_prefix
 
 
 class LayoutError(ValueError):
@@ -142,12 +143,18 @@ _TRANSITIONS = {
 }
 
 
-def layout(token_ids: Sequence[int], tags: TagIds, prompt_len: int = 0) -> Layout:
+def layout(
+    token_ids: Sequence[int],
+    tags: TagIds,
+    prompt_len: int = 0,
+    writes: StyleIds = COMPACT_IDS,
+) -> Layout:
     """Positions and hidden intervals of a complete response, in O(n * depth).
 
-    The prompt is one plain segment whatever ids it contains. Raises `LayoutError` with the index
-    of the first token that breaks the structure: a tag out of order, a token between two steps,
-    as many steps as plans not given, or an end inside a block.
+    The prompt is one plain segment whatever ids it contains. A branch reaches from the style's
+    white space before its `<step>` to that after its `</step>`. Raises `LayoutError` with the index
+    of the first token that breaks the structure: a tag out of order or without that white space, a
+    token between two steps, as many steps as plans not given, or an end inside a block.
     """
     names = {getattr(tags, name): name for name in TagIds.__slots__}
     ids = np.asarray(token_ids, np.int64)
@@ -160,16 +167,20 @@ def layout(token_ids: Sequence[int], tags: TagIds, prompt_len: int = 0) -> Layou
     position = prompt_len - 1
     # Work per tag, not per token: the tokens up to the next tag all lie where the first one does.
     tag_indices = np.flatnonzero(np.isin(ids[prompt_len:], tags.ids)) + prompt_len
-    for start, end in _pieces(tag_indices.tolist(), prompt_len, n):
-        tag = names.get(int(ids[start]))
+    for start, end, at in _pieces(ids, tag_indices.tolist(), prompt_len, tags, writes):
+        tag = names.get(int(ids[at]))
         position += 1
         if tag == "guideline" and (not stack or stack[-1].state == "step"):
             stack.append(_Frame(blocks))
             blocks += 1
         elif tag is not None:
             if not stack:
-                raise LayoutError(start, f"{tag} outside a block")
-            position = _advance(stack[-1], tag, start, position)
+                raise LayoutError(at, f"{tag} outside a block")
+            position = _advance(stack[-1], tag, start, position, end - start)
+            around = {"step": writes.before_step, "step_end": writes.after_step}.get(tag, ())
+            if end - start != 1 + len(around):
+                white = writes.style.before_step if tag == "step" else writes.style.after_step
+                raise LayoutError(at, f"{tag} without {white!r}, which is its branch's")
         elif stack and stack[-1].state in ("fork", "between"):
             raise LayoutError(start, "a token between two steps belongs to no branch")
         position_ids[start:end] = np.arange(position, position + end - start)
@@ -191,15 +202,26 @@ def layout(token_ids: Sequence[int], tags: TagIds, prompt_len: int = 0) -> Layou
     return Layout(position_ids, hidden, prompt_len, segments)
 
 
-def _pieces(tags: Sequence[int], start: int, end: int) -> Iterator[tuple[int, int]]:
-    """start..end cut into single tags (at the indices `tags`) and the runs between them."""
-    for index in tags:
-        if index > start:
-            yield start, index
-        yield index, index + 1
-        start = index + 1
-    if end > start:
-        yield start, end
+def _pieces(
+    ids: np.ndarray, indices: Sequence[int], start: int, tags: TagIds, writes: StyleIds
+) -> Iterator[tuple[int, int, int]]:
+    """The ids from `start` on cut into tags (at `indices`), `<step>` and `</step>` with the style's
+    white space that belongs to them, and the runs between: start, end, index of the tag if any."""
+    for index in indices:
+        first, last = index, index + 1
+        if ids[index] == tags.step:
+            first -= len(writes.before_step)
+            if first < start or tuple(ids[first:index]) != writes.before_step:
+                first = index
+        elif ids[index] == tags.step_end:
+            after = slice(last, last + len(writes.after_step))
+            last += len(writes.after_step) if tuple(ids[after]) == writes.after_step else 0
+        if first > start:
+            yield start, first, start
+        yield first, last, index
+        start = last
+    if len(ids) > start:
+        yield start, len(ids), start
 
 
 def _kind(stack: Sequence[_Frame], path: Sequence[tuple[int, int]]) -> SegmentKind:
@@ -211,8 +233,9 @@ def _kind(stack: Sequence[_Frame], path: Sequence[tuple[int, int]]) -> SegmentKi
     return "step" if path else "text"
 
 
-def _advance(frame: _Frame, tag: str, index: int, position: int) -> int:
-    """Apply a tag to the innermost open block; returns the tag's position."""
+def _advance(frame: _Frame, tag: str, index: int, position: int, length: int) -> int:
+    """Apply a tag to the innermost open block; it and its white space are `length` tokens from
+    `index` on. Returns the position of the first."""
     state = _TRANSITIONS.get((frame.state, tag))
     if state is None:
         raise LayoutError(index, f"{tag} in state {frame.state}")
@@ -228,7 +251,7 @@ def _advance(frame: _Frame, tag: str, index: int, position: int) -> int:
         frame.own_step = index
         position = frame.fork_position + 1
     elif tag == "step_end":
-        frame.max_position = max(frame.max_position, position)
+        frame.max_position = max(frame.max_position, position + length - 1)
     elif tag == "takeaway":
         if frame.steps != frame.plans:
             raise LayoutError(index, f"{frame.steps} steps for {frame.plans} plans")
@@ -238,29 +261,36 @@ def _advance(frame: _Frame, tag: str, index: int, position: int) -> int:
 
 
 def sampled_tokens(
-    token_ids: Sequence[int], layout: Layout, tokenizer: PreTrainedTokenizerBase
+    token_ids: Sequence[int],
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    style: Style = COMPACT,
 ) -> list[bool]:
     """For each completion token of a response, whether the policy chooses it.
 
-    The engine writes `<step>` and "i:" at the head of branch i (less, where a budget cut it), and
-    `<takeaway>`. LayoutError where the ids hold something else in their place.
+    The engine writes `<step>` and "i:" at the head of branch i, `<takeaway>`, and the style's white
+    space around them and after `</step>` (less, where a budget cut it). LayoutError where the ids
+    hold something else in their place.
     """
-    tags = TagIds.from_tokenizer(tokenizer)
+    tags, writes = TagIds.from_tokenizer(tokenizer), StyleIds.from_tokenizer(tokenizer, style)
     sampled = [True] * (len(token_ids) - layout.prompt_len)
     begun: set[BranchPath] = set()
     for segment in layout.segments:
-        written: list[int] = []
+        own = list(token_ids[segment.start : segment.end])
+        written: list[tuple[int, list[int]]] = []  # where in the segment, and what
         if segment.kind == "takeaway":
-            written = [tags.takeaway]
+            written.append((0, [tags.takeaway, *writes.in_takeaway]))
         elif segment.path and segment.path not in begun:
             begun.add(segment.path)
-            written = step_prefix(segment.path[-1][1] + 1, tokenizer, tags)
-            del written[segment.end - segment.start :]
-        end = segment.start + len(written)
-        if list(token_ids[segment.start : end]) != written:
-            raise LayoutError(segment.start, f"expected {tokenizer.decode(written)!r}")
-        for t in range(segment.start, end):
-            sampled[t - layout.prompt_len] = False
+            written.append((0, step_prefix(segment.path[-1][1] + 1, tokenizer, tags, writes)))
+        if segment.kind == "step" and tags.step_end in own:
+            written.append((own.index(tags.step_end) + 1, list(writes.after_step)))
+        for at, ids in written:
+            del ids[len(own) - at :]
+            if own[at : at + len(ids)] != ids:
+                raise LayoutError(segment.start + at, f"expected {tokenizer.decode(ids)!r}")
+            first = segment.start + at - layout.prompt_len
+            sampled[first : first + len(ids)] = [False] * len(ids)
     return sampled
 
 

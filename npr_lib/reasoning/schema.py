@@ -11,9 +11,12 @@ r"""The text of a parallel response: tags, grammar, parser, violations, canonica
 What `parse` normalises, so that `parse(render(g)) == g` for every valid g:
 
 - Whitespace between two tags is dropped, and so is whitespace around the index `i`.
+- In front of all there may be a byte order mark and an empty `<think></think>`, as models write
+  with thinking switched off: they say nothing, so they are read as white space.
 - Every text is kept verbatim, leading and trailing whitespace included: a plan's and a step's is
   everything after "i:", a takeaway's everything between its tags, the answer everything after the
-  last block. What the policy wrote stays what it wrote; strip for display.
+  last block. What the policy wrote stays what it wrote; strip for display. The style's own white
+  space at the ends of a text (`style`) is no part of it.
 - In a step that holds blocks, a text or conclusion of whitespace only is whitespace between tags
   and reads as "".
 
@@ -31,7 +34,7 @@ How broken text is read (every case is also a violation):
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -46,8 +49,10 @@ from npr_lib.reasoning.graph import (
     ViolationKind,
     last_boxed,
 )
+from npr_lib.reasoning.style import COMPACT, Style, pieces
 
 __all__ = [
+    "LABEL",
     "MAX_DEPTH",
     "MAX_LISTED",
     "TAGS",
@@ -68,15 +73,18 @@ MAX_LISTED = 100  # violations of one kind: more make a text neither more broken
 _ITEMS = ("plan", "step", "takeaway")
 _SHORT = {name: ViolationKind(f"short_{name}") for name in _ITEMS}
 _TAGS_IN = {name: ViolationKind(f"tags_in_{name}") for name in _ITEMS}
-_INDEX = re.compile(r"\s*([1-9][0-9]{0,8})\s*:")
+# What a plan and a step begin with, here and before the engine forks.
+LABEL = re.compile(r"\s*([1-9][0-9]{0,8})\s*:")
+_NOTHING_SAID = re.compile(r"\ufeff?(?:\s*<think>\s*</think>)?")
 
 
 def parse(
     text: str,
     max_branches: int = 5,
     max_depth: int = 1,
-    min_chars: int = 1,
+    min_chars: int | None = None,
     spelled: Iterable[int] = (),
+    style: Style = COMPACT,
 ) -> ReasoningGraph:
     """Read a response; whatever is wrong with it becomes a violation, ordered by offset.
 
@@ -85,28 +93,32 @@ def parse(
 
     max_branches: most plans of a block.
     max_depth: 1 for blocks without nesting, at most `MAX_DEPTH`.
-    min_chars: shorter plans, steps and takeaways (stripped) are too short; a step that holds
-        blocks and items that hold tags are not measured.
+    min_chars: shorter plans, steps and takeaways (stripped) are too short (None: as the style
+        has it); a step that holds blocks and items that hold tags are not measured.
     spelled: offsets of tags in `text` that were spelled with ordinary tokens: read as text, and
         each a violation.
+    style: whose white space is taken off the texts.
 
     ValueError for options out of range, among them an offset in `spelled` where no tag is.
     """
-    if max_branches < 1 or min_chars < 0 or not 1 <= max_depth <= MAX_DEPTH:
+    least = style.min_chars if min_chars is None else (min_chars,) * len(_ITEMS)
+    if max_branches < 1 or min(least) < 0 or not 1 <= max_depth <= MAX_DEPTH:
         raise ValueError(
             f"parse needs max_branches >= 1, min_chars >= 0 and 1 <= max_depth <= {MAX_DEPTH}, "
             f"not {max_branches}, {min_chars}, {max_depth}"
         )
-    return _Parser(text, max_branches, max_depth, min_chars, spelled).response()
+    lengths = dict(zip(_ITEMS, least, strict=True))
+    return _Parser(text, max_branches, max_depth, lengths, spelled, style).response()
 
 
-def parse_unlimited(text: str) -> ReasoningGraph:
+def parse_unlimited(text: str, style: Style = COMPACT) -> ReasoningGraph:
     """`parse` with no limit on length and number of branches, and on depth only `MAX_DEPTH`."""
-    return parse(text, max(len(text), 1), MAX_DEPTH, min_chars=0)
+    return parse(text, max(len(text), 1), MAX_DEPTH, min_chars=0, style=style)
 
 
-def render(graph: ReasoningGraph) -> str:
-    """The canonical text of a valid graph: nothing between two tags, "i:" before every text.
+def render(graph: ReasoningGraph, style: Style = COMPACT) -> str:
+    """The canonical text of a valid graph: the style's white space and no other between two tags,
+    "i:" before every text.
 
     ValueError for a graph whose rendering would not be read back as that same graph: one with
     violations (broken text has no canonical form), with a tag in a text, with a missing box, with
@@ -114,28 +126,13 @@ def render(graph: ReasoningGraph) -> str:
     """
     if graph.violations:
         raise ValueError(f"not rendered, the graph has violations: {graph.violations[0]}")
-    text = "".join(_rendered(graph.blocks, 1)) + graph.answer
-    back = parse_unlimited(text)
+    text = "".join(pieces(graph, style))
+    back = parse_unlimited(text, style)
     if back.violations:
         raise ValueError(f"not rendered, the text would be invalid: {back.violations[0]}")
     if back != graph:
         raise ValueError("not rendered, the text would be read as another graph")
     return text
-
-
-def _rendered(blocks: Iterable[Block], depth: int) -> Iterator[str]:
-    if depth > MAX_DEPTH + 1:
-        raise ValueError(f"not rendered, blocks are nested more than {MAX_DEPTH} deep")
-    for block in blocks:
-        yield "<guideline>"
-        for plan in block.plans:
-            yield f"<plan>{plan.index}:{plan.text}</plan>"
-        yield "</guideline>"
-        for step in block.steps:
-            yield f"<step>{step.index}:{step.text}"
-            yield from _rendered(step.blocks, depth + 1)
-            yield f"{step.conclusion}</step>"
-        yield f"<takeaway>{block.takeaway}</takeaway>"
 
 
 class _Zone(NamedTuple):
@@ -183,9 +180,15 @@ class _Parser:
     """
 
     def __init__(
-        self, text: str, max_branches: int, max_depth: int, min_chars: int, spelled: Iterable[int]
+        self,
+        text: str,
+        max_branches: int,
+        max_depth: int,
+        min_chars: Mapping[str, int],
+        spelled: Iterable[int],
+        style: Style,
     ) -> None:
-        self.text = text
+        self.text, self.style = text, style
         self.max_branches, self.max_depth, self.min_chars = max_branches, max_depth, min_chars
         self.violations: list[Violation] = []
         self.listed = dict.fromkeys(ViolationKind, 0)
@@ -211,11 +214,15 @@ class _Parser:
             self.report(kind, self.starts[i], f"{self.names[i]} {where}")
 
     def response(self) -> ReasoningGraph:
-        if not self.text.strip():
+        nothing_said = _NOTHING_SAID.match(self.text)
+        start = nothing_said.end() if nothing_said else 0
+        if not self.text[start:].strip():
             self.report(ViolationKind.EMPTY, 0, "the response is empty")
             return ReasoningGraph([], self.text, self.violations)
-        blocks, zones = self.blocks(0, 1, self.last, 1)
+        blocks, zones = self.blocks(start, 1, self.last, 1)
         answer_start, first, _ = zones.pop()
+        if blocks and self.text.startswith(self.style.after_takeaway, answer_start):
+            answer_start += len(self.style.after_takeaway)
         answer = self.text[answer_start:]
         if blocks:
             kind = ViolationKind.TAGS_AFTER_BLOCKS
@@ -299,6 +306,8 @@ class _Parser:
             self.unclosed(opening, opening + 1, f"{name} is not closed")
             last, stop, end = opening, self.starts[opening + 1], self.starts[opening + 1]
         text = self.text[start:stop]
+        if name == "<takeaway>":
+            text = text.removeprefix(self.style.in_takeaway)
         self.check_item(opening, text, opening + 1 if last > opening + 1 else None)
         return text, last, end
 
@@ -312,7 +321,7 @@ class _Parser:
             stop = limit if opens_block else opening + 1
             self.unclosed(opening, stop, "<step> is not closed")
             last, end = stop - 1, self.starts[stop]
-        text = self.text[start : self.starts[stop]]
+        text = self.text[start : self.starts[stop]].removesuffix(self.style.end_of_step)
         step = Step(index, text, [], "", self.starts[opening], end)
         if stop == opening + 1:
             self.check_item(opening, text, None)
@@ -336,17 +345,20 @@ class _Parser:
             for zone in zones[1:-1]:
                 self.stray_text(zone)
             ends = (zones[0], zones[-1])
-            texts = [self.text[zone.start : self.starts[zone.stop]] for zone in ends]
-            step.text, step.conclusion = (text if text.strip() else "" for text in texts)
+            first, last = (self.text[zone.start : self.starts[zone.stop]] for zone in ends)
+            last = last.removeprefix(self.style.after_takeaway)
+            last = last.removesuffix(self.style.end_of_step)
+            step.text, step.conclusion = (text if text.strip() else "" for text in (first, last))
 
     def index(self, opening: int, position: int, kind: ViolationKind) -> tuple[int, int]:
         """The index written after an opening tag (`position`, where it should be that, if there
         is none) and the offset where the text starts."""
         after = self.ends[opening]
-        match = _INDEX.match(self.text, after, self.starts[opening + 1])
+        match = LABEL.match(self.text, after, self.starts[opening + 1])
         index = int(match[1]) if match else position
         if match is None or index != position:
-            message = f"{self.names[opening]} should begin with '{position}:'"
+            found = self.text[after : min(after + 12, self.starts[opening + 1])]
+            message = f"{self.names[opening]} should begin with '{position}:', not {found!r}"
             self.report(kind, self.starts[opening], message)
         return index, match.end() if match else after
 
@@ -378,8 +390,8 @@ class _Parser:
         name = self.names[opening][1:-1]
         if stray is not None:
             self.report_tags(_TAGS_IN[name], stray, stray + 1, f"inside a {name}")
-        elif len(text) < self.min_chars or len(text.strip()) < self.min_chars:
-            message = f"a {name} of fewer than {self.min_chars} characters"
+        elif len(text) < self.min_chars[name] or len(text.strip()) < self.min_chars[name]:
+            message = f"a {name} of fewer than {self.min_chars[name]} characters"
             self.report(_SHORT[name], self.starts[opening], message)
 
     def check_plans(self, plans: list[Plan], opening: int) -> None:

@@ -7,13 +7,14 @@ forks on an id, the layout reads ids, and no BPE merge can straddle a piece the 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from npr_lib.reasoning.schema import TAGS, Block, ReasoningGraph, Step, render
+from npr_lib.reasoning.schema import TAGS, ReasoningGraph, render
+from npr_lib.reasoning.style import COMPACT, Style, pieces
 
 TAG_PATTERN = re.compile("|".join(re.escape(tag) for tag in TAGS))
 
@@ -85,48 +86,62 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def step_prefix(index: int, tokenizer: PreTrainedTokenizerBase, tags: TagIds) -> list[int]:
-    """What the engine writes at the start of branch `index` (from 1): `<step>` and "i:"."""
-    return [tags.step, *encode(f"{index}:", tokenizer)]
+@dataclass(frozen=True, slots=True)
+class StyleIds:
+    """A style as token ids: the white space that the engine writes, each piece encoded apart.
+
+    Without a tokenizer it is `compact`, which writes none.
+    """
+
+    style: Style = COMPACT
+    before_step: tuple[int, ...] = ()
+    in_step: tuple[int, ...] = ()
+    after_step: tuple[int, ...] = ()
+    in_takeaway: tuple[int, ...] = ()
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, style: Style) -> StyleIds:
+        """ValueError where the tokenizer has no tokens for the style's white space."""
+        written = [style.before_step, style.in_step, style.after_step, style.in_takeaway]
+        ids = [tuple(encode(text, tokenizer)) if text else () for text in written]
+        for text, own in zip(written, ids, strict=True):
+            if tokenizer.decode(own) != text:
+                raise ValueError(
+                    f"style {style.name} writes {text!r}, for which the tokenizer has no tokens: "
+                    f"it reads back as {tokenizer.decode(own)!r}"
+                )
+        return cls(style, *ids)
 
 
-def render_ids(graph: ReasoningGraph, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+COMPACT_IDS = StyleIds()
+
+
+def step_prefix(
+    index: int,
+    tokenizer: PreTrainedTokenizerBase,
+    tags: TagIds,
+    writes: StyleIds = COMPACT_IDS,
+) -> list[int]:
+    """What the engine writes at the start of branch `index` (from 1): `<step>` and "i:", with the
+    style's white space before and between."""
+    return [*writes.before_step, tags.step, *writes.in_step, *encode(f"{index}:", tokenizer)]
+
+
+def render_ids(
+    graph: ReasoningGraph, tokenizer: PreTrainedTokenizerBase, style: Style = COMPACT
+) -> list[int]:
     """Token ids of the canonical rendering, encoded piece by piece (no EOS).
 
-    Tags, the "i:" that the engine forces, and each text are encoded apart, exactly as they come
-    to stand in the KV cache when the engine decodes the same response. ValueError for a graph that
+    Tags, what the engine writes, and each text are encoded apart, exactly as they come to stand in
+    the KV cache when the engine decodes the same response. ValueError for a graph that
     `schema.render` refuses: what its violations are about would be missing from the ids.
     """
-    render(graph)  # for its checks
-    tags = TagIds.from_tokenizer(tokenizer)
-    ids = list(_block_ids(graph.blocks, tokenizer, tags))
-    return ids + encode(graph.answer, tokenizer)
-
-
-def _block_ids(
-    blocks: Sequence[Block], tokenizer: PreTrainedTokenizerBase, tags: TagIds
-) -> Iterator[int]:
-    for block in blocks:
-        yield tags.guideline
-        for plan in block.plans:
-            yield tags.plan
-            yield from encode(f"{plan.index}:", tokenizer)
-            yield from encode(plan.text, tokenizer)
-            yield tags.plan_end
-        yield tags.guideline_end
-        for step in block.steps:
-            yield from _step_ids(step, tokenizer, tags)
-        yield tags.takeaway
-        yield from encode(block.takeaway, tokenizer)
-        yield tags.takeaway_end
-
-
-def _step_ids(step: Step, tokenizer: PreTrainedTokenizerBase, tags: TagIds) -> Iterator[int]:
-    yield from step_prefix(step.index, tokenizer, tags)
-    yield from encode(step.text, tokenizer)
-    yield from _block_ids(step.blocks, tokenizer, tags)
-    yield from encode(step.conclusion, tokenizer)
-    yield tags.step_end
+    render(graph, style)  # for its checks
+    tags = dict(zip(TAGS, TagIds.from_tokenizer(tokenizer).ids, strict=True))
+    ids: list[int] = []
+    for piece in filter(None, pieces(graph, style)):
+        ids += [tags[piece]] if piece in tags else encode(piece, tokenizer)
+    return ids
 
 
 def decode_with_tags(

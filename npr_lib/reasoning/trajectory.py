@@ -18,6 +18,7 @@ import pandas as pd
 
 from npr_lib.reasoning.layout import Layout, Segment
 from npr_lib.reasoning.schema import ReasoningGraph, parse
+from npr_lib.reasoning.style import COMPACT, Style, named
 
 Mode = Literal["parallel", "sequential"]
 # `cancelled`: what there was when a stream was closed or a request withdrawn
@@ -51,6 +52,7 @@ class Trajectory:
     spelled: tuple[int, ...] = ()
     max_branches: int = 5
     max_depth: int = 1
+    style: Style = COMPACT
     # text of each segment but the prompt's, in order; concatenated they are `text`
     segment_texts: list[str] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
@@ -61,7 +63,8 @@ class Trajectory:
     @cached_property
     def graph(self) -> ReasoningGraph:
         """The reasoning graph; tag text spelled with ordinary tokens counts as a violation."""
-        return parse(self.text, self.max_branches, self.max_depth, spelled=self.spelled)
+        limits = (self.max_branches, self.max_depth)
+        return parse(self.text, *limits, spelled=self.spelled, style=self.style)
 
     @property
     def segments(self) -> list[Segment]:
@@ -133,6 +136,8 @@ class Trajectory:
             "spelled": list(self.spelled),
             "max_branches": self.max_branches,
             "max_depth": self.max_depth,
+            "style": self.style.name,
+            "min_chars": list(self.style.min_chars),
             "valid": self.graph.valid,
             "violations": [str(v.kind) for v in self.graph.violations],
             "work": self.work,
@@ -145,7 +150,8 @@ class Trajectory:
 
 
 def from_row(row: Mapping[str, Any] | pd.Series) -> Trajectory:
-    """Rebuild a trajectory from a row of `read_rollouts`; older ones hold no entropies."""
+    """Rebuild a trajectory from a row of `read_rollouts`; older ones hold no entropies and no style
+    (theirs is compact)."""
     prompt_ids = [int(i) for i in row["prompt_ids"]]
     completion_ids = [int(i) for i in row["completion_ids"]]
     n = len(prompt_ids) + len(completion_ids)
@@ -174,8 +180,15 @@ def from_row(row: Mapping[str, Any] | pd.Series) -> Trajectory:
         spelled=tuple(int(i) for i in row["spelled"]),
         max_branches=int(row["max_branches"]),
         max_depth=int(row["max_depth"]),
+        style=row_style(row),
         entropies=entropies,
     )
+
+
+def row_style(row: Mapping[str, Any] | pd.Series) -> Style:
+    """The style that the response of a row is written in."""
+    name = row.get("style")
+    return named(name, row["min_chars"]) if isinstance(name, str) else COMPACT
 
 
 def to_rows(

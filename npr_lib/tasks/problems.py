@@ -163,20 +163,34 @@ def local_files(spec: Mapping[str, Any]) -> list[Path]:
     return [Path(path) for path in ([source] if isinstance(source, str) else source.values())]
 
 
-def build_prompt(
-    problem: Problem, template: str, tokenizer: PreTrainedTokenizerBase | None = None
-) -> str:
-    r"""The prompt text: `template` with `{problem}` replaced, through the chat template if any.
+# A template; or a mapping with more to say to the chat template: `template`, a `system` message,
+# and the chat template's own options (`chat`, such as enable_thinking).
+Prompt = str | Mapping[str, Any]
+PROMPT_KEYS = {"template": str, "system": str, "chat": dict}
 
-    Only `{problem}` is replaced: other braces, as in `\boxed{}`, are meant literally.
+
+def build_prompt(
+    problem: Problem, prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None = None
+) -> str:
+    r"""The prompt text: the template with `{problem}` replaced, through the chat template if any.
+
+    Only `{problem}` is replaced: other braces, as in `\boxed{}`, are meant literally. ValueError
+    for a template without it, and for what a tokenizer without a chat template has no place for.
     """
+    given: Mapping[str, Any] = {"template": prompt} if isinstance(prompt, str) else prompt
+    template = given.get("template", "")
     if "{problem}" not in template:
         raise ValueError(f"the prompt template has no {{problem}}: {template!r}")
     text = template.replace("{problem}", problem.problem)
     if tokenizer is None or not tokenizer.chat_template:
+        if more := sorted(given.keys() - {"template"}):
+            raise ValueError(f"prompt.{more[0]} is for a chat template, which the tokenizer lacks")
         return text
+    messages = [{"role": "user", "content": text}]
+    if "system" in given:
+        messages.insert(0, {"role": "system", "content": given["system"]})
     return tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        messages, tokenize=False, add_generation_prompt=True, **given.get("chat", {})
     )
 
 

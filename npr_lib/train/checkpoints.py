@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from npr_lib.engine.checkpoint import check_model, check_precision, load_checkpoint, save_model
 from npr_lib.files import TRAINING, model_digest, set_aside, write_json
+from npr_lib.reasoning.style import Style
 from npr_lib.reasoning.trajectory import Mode
 
 
@@ -103,12 +104,16 @@ def train(trainer: Trainer, resume: str | None) -> None:
 
 
 def finish_training(
-    training: Training, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mode: Mode
+    training: Training,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    mode: Mode,
+    style: Style,
 ) -> Path:
     """Save the model under its own name; the trainer's checkpoints are removed. The main process
     does it, the others wait. Returns the model's folder."""
     if PartialState().is_main_process:
-        save_model(model, tokenizer, training.work, mode)
+        save_model(model, tokenizer, training.work, mode, style)
         for path in training.work.glob("checkpoint-*"):
             shutil.rmtree(path)
         if training.folder.exists():

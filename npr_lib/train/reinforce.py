@@ -13,6 +13,7 @@ from accelerate import PartialState
 from trl import GRPOConfig
 
 from npr_lib import WorkbenchError
+from npr_lib.engine.checkpoint import style_for
 from npr_lib.identity import closure, describe
 from npr_lib.profiles.sections import Reinforcement
 from npr_lib.profiles.stage import Stage
@@ -89,7 +90,8 @@ def train(
         log_to(trainer, training.work, name)
         checkpoints.train(trainer, training.resume)
     _gather_rollouts(training.work, stage.run_dir, name)
-    return finish_training(training, model, tokenizer, recipe.mode)
+    style = style_for(tokenizer, profile.engine)
+    return finish_training(training, model, tokenizer, recipe.mode, style)
 
 
 def _identity(

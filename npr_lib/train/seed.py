@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from npr_lib import WorkbenchError
-from npr_lib.engine.checkpoint import check_precision
+from npr_lib.engine.checkpoint import check_precision, style_for
 from npr_lib.files import model_digest
 from npr_lib.identity import closure
 from npr_lib.profiles.sections import Profile
@@ -40,7 +40,8 @@ def train(stage: Stage) -> Path:
         read = documents(profile, stage.seed)
         model, tokenizer = tiny.train(profile.seed, profile.model, read, training.work, stage.seed)
     # stage 1 rolls out sequentially, so that is how its starting point is measured
-    return finish_training(training, model, tokenizer, "sequential")
+    style = style_for(tokenizer, profile.engine)
+    return finish_training(training, model, tokenizer, "sequential", style)
 
 
 def documents(profile: Profile, seed: int) -> Iterator[Document]:

@@ -2,9 +2,9 @@
 
 The *original* model learns NPR-Zero's responses as NPR-Beta: tags as tokens, branches that don't
 see each other, positions of parallel decoding, and a loss on exactly the tokens it will have to
-sample (the engine writes `<step>`, "i:" and `<takeaway>`). SR-Beta, the sequential baseline, gets
-the same data, order and steps with a causal mask, and a loss on every completion token, since it
-must write those itself.
+sample (the engine writes `<step>`, "i:" and `<takeaway>`, with its style's white space around
+them). SR-Beta, the sequential baseline, gets the same data, order and steps with a causal mask, and
+a loss on every completion token, since it must write those itself.
 
     sft.train(stage)                       # NPR-Beta
     sft.train(stage, mode="sequential")    # SR-Beta
@@ -25,11 +25,13 @@ from trl import SFTConfig, SFTTrainer
 
 from npr_lib import WorkbenchError
 from npr_lib.engine.attention import use_npr_attention
+from npr_lib.engine.checkpoint import style_for
 from npr_lib.identity import closure, fingerprint
 from npr_lib.profiles.stage import Stage
 from npr_lib.reasoning.layout import Layout, causal_layout, layout, sampled_tokens, stack_layouts
 from npr_lib.reasoning.schema import parse_unlimited
-from npr_lib.reasoning.tokens import TagIds, add_tag_tokens, render_ids
+from npr_lib.reasoning.style import COMPACT, Style
+from npr_lib.reasoning.tokens import COMPACT_IDS, StyleIds, TagIds, add_tag_tokens, render_ids
 from npr_lib.reasoning.trajectory import Mode
 from npr_lib.train import checkpoints
 from npr_lib.train.checkpoints import begin_training, finish_training, load_trainable
@@ -38,20 +40,26 @@ from npr_lib.train.reinforce import DEFAULTS
 
 
 def example(
-    prompt_ids: Sequence[int], response: str, tokenizer: PreTrainedTokenizerBase, mode: Mode
+    prompt_ids: Sequence[int],
+    response: str,
+    tokenizer: PreTrainedTokenizerBase,
+    mode: Mode,
+    style: Style = COMPACT,
 ) -> dict[str, Any]:
-    """Token ids and labels (-100: no loss) of one valid response, rendered canonically.
+    """Token ids and labels (-100: no loss) of one valid response, rendered canonically in a style.
 
     Valid but for the limits of `parse`, which the engine that wrote it may have had wider; else
     ValueError.
     """
     prompt_ids = [int(i) for i in prompt_ids]
-    completion_ids = [*render_ids(parse_unlimited(response), tokenizer), tokenizer.eos_token_id]
+    graph = parse_unlimited(response, style)
+    completion_ids = [*render_ids(graph, tokenizer, style), tokenizer.eos_token_id]
     ids = prompt_ids + completion_ids
     sampled = [True] * len(completion_ids)
     if mode == "parallel":
-        tags = TagIds.from_tokenizer(tokenizer)
-        sampled = sampled_tokens(ids, layout(ids, tags, len(prompt_ids)), tokenizer)
+        tags, writes = TagIds.from_tokenizer(tokenizer), StyleIds.from_tokenizer(tokenizer, style)
+        structure = layout(ids, tags, len(prompt_ids), writes)
+        sampled = sampled_tokens(ids, structure, tokenizer, style)
     chosen = [i if own else -100 for i, own in zip(completion_ids, sampled, strict=True)]
     return {
         "input_ids": ids,
@@ -67,6 +75,7 @@ class Collator:
     pad_id: int
     tags: TagIds
     mode: Mode
+    writes: StyleIds = COMPACT_IDS
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         width = max(len(row["input_ids"]) for row in rows)
@@ -82,7 +91,7 @@ class Collator:
     def _layout(self, row: dict[str, Any]) -> Layout:
         if self.mode == "sequential":
             return causal_layout(len(row["input_ids"]), row["prompt_len"])
-        return layout(row["input_ids"], self.tags, row["prompt_len"])
+        return layout(row["input_ids"], self.tags, row["prompt_len"], self.writes)
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, width: int) -> torch.Tensor:
@@ -101,6 +110,7 @@ def train(stage: Stage, mode: Mode = "parallel") -> Path:
     rows = list(zip(frame["prompt_ids"], frame["text"], strict=True))
     identity = {
         "sft": asdict(settings),
+        "style": stage.profile.engine.style,
         "rows": fingerprint([[list(map(int, ids)), text] for ids, text in rows]),
         "mode": mode,
         "seed": stage.seed,
@@ -112,8 +122,9 @@ def train(stage: Stage, mode: Mode = "parallel") -> Path:
         return folder
     model, tokenizer = load_trainable(start)
     tags = add_tag_tokens(model, tokenizer)
+    style = style_for(tokenizer, stage.profile.engine)
     use_npr_attention(model)
-    examples = [example(prompt_ids, text, tokenizer, mode) for prompt_ids, text in rows]
+    examples = [example(prompt_ids, text, tokenizer, mode, style) for prompt_ids, text in rows]
     args = SFTConfig(
         **{
             **DEFAULTS,
@@ -127,13 +138,14 @@ def train(stage: Stage, mode: Mode = "parallel") -> Path:
             "remove_unused_columns": False,
         }
     )
+    writes = StyleIds.from_tokenizer(tokenizer, style)
     trainer = SFTTrainer(
         model=model,
         args=args,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(examples),
-        data_collator=Collator(tokenizer.pad_token_id, tags, mode),
+        data_collator=Collator(tokenizer.pad_token_id, tags, mode, writes),
     )
     log_to(trainer, training.work, folder.name)
     checkpoints.train(trainer, training.resume)
-    return finish_training(training, model, tokenizer, mode)
+    return finish_training(training, model, tokenizer, mode, style)

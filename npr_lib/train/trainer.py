@@ -37,7 +37,7 @@ from npr_lib.profiles.sections import Reinforcement
 from npr_lib.reasoning.layout import BatchLayout, stack_layouts
 from npr_lib.reasoning.schema import TAGS
 from npr_lib.reasoning.trajectory import Mode
-from npr_lib.tasks.problems import ProblemSet, build_prompt
+from npr_lib.tasks.problems import ProblemSet, Prompt, build_prompt
 from npr_lib.train.order import EpochOrder
 from npr_lib.train.rollout import Advantages, Reward, Rollout, score, to_table
 
@@ -84,7 +84,7 @@ class RolloutTrainer(GRPOTrainer):
         engine: Engine,
         problems: ProblemSet,
         validation: ProblemSet,
-        template: str,
+        template: Prompt,
         recipe: Recipe,
     ) -> None:
         self.engine = engine

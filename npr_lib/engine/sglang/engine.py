@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from npr_lib.engine.api import EngineConfig, Event, Finish, Prefix, SamplingParams
 from npr_lib.engine.arguments import best, forced, read_call, replayed
 from npr_lib.engine.attention import use_npr_attention
+from npr_lib.engine.checkpoint import style_for
 from npr_lib.engine.sglang.backend import InProcess, Server, server_arguments
 from npr_lib.engine.sglang.wire import KEY, Settings, event_from_wire, from_wire, pack
 from npr_lib.reasoning.trajectory import Mode, Trajectory
@@ -59,6 +60,7 @@ class SGLangEngine:
             self.backend = server = Server(url)
             path = server.tokenizer_path()
         self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
+        self.style = style_for(self.tokenizer, self.config)
         self.context = self.report()["context"]
         if model is not None:
             self.follow(model)
@@ -117,7 +119,12 @@ class SGLangEngine:
         params = SamplingParams(max_tokens=trajectory.work, temperature=trajectory.temperature)
         writes = forced(trajectory, mode, self.tokenizer)
         own = self._settings(params, mode, 0, forced=writes)
-        return replace(own, max_branches=trajectory.max_branches, max_depth=trajectory.max_depth)
+        return replace(
+            own,
+            max_branches=trajectory.max_branches,
+            max_depth=trajectory.max_depth,
+            style=trajectory.style,
+        )
 
     def report(self) -> dict[str, int]:
         """num_slots, num_used and num_cached as `KVPool` counts them; of the first rank."""
@@ -153,7 +160,8 @@ class SGLangEngine:
         return ids, settings
 
     def _settings(self, params: SamplingParams, mode: Mode, key: int, **more: Any) -> Settings:
-        return Settings(params, mode, key, self.config.max_branches, self.config.max_depth, **more)
+        limits = (self.config.max_branches, self.config.max_depth)
+        return Settings(params, mode, key, *limits, style=self.style, **more)
 
     def _run(
         self, prompts: list[list[int]], settings: list[Settings], samples: int = 1
@@ -189,7 +197,10 @@ class SGLangEngine:
 
 
 def _sampling(settings: Settings) -> dict[str, Any]:
-    return {"max_new_tokens": settings.params.max_tokens, "custom_params": pack(settings)}
+    # Tags may be special tokens of the tokenizer, and SGLang's text is not to lack them.
+    text = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
+    own = {"max_new_tokens": settings.params.max_tokens, "custom_params": pack(settings)}
+    return text | own
 
 
 def _trajectory(output: Mapping[str, Any], prompt: Sequence[int]) -> Trajectory:

@@ -52,7 +52,8 @@ class Run:
 
     before: the runs it sees, in order. slots: int64, where its tokens' KV is, once its carrier has
     ended; own: those of them that are the family's to free (the others are the prefix cache's).
-    last: the token that ends it, until its KV exists. stopped: nothing more is needed of it.
+    last: the token that ends it, until its KV exists; rest: what the engine has yet to write after
+    that. stopped: nothing more is needed of it.
     """
 
     family: Family
@@ -64,6 +65,7 @@ class Run:
     slots: torch.Tensor | None = None
     own: torch.Tensor | None = None
     last: Sampled | None = None
+    rest: list[int] = field(default_factory=list)
     complete: bool = False
     stopped: bool = False
 
@@ -104,7 +106,10 @@ class Family:
         self.error: str | None = None
         self.digest = hash_ids(response.prompt_ids)
         tags = response.grammar.tags if response.grammar.mode == "parallel" else None
-        self._ends = {tags.step_end, tags.guideline_end} if tags else set()
+        self._ends: dict[int, tuple[int, ...]] = {}  # what ends a run, and what comes after it
+        if tags:
+            after = response.grammar.writes.after_step
+            self._ends = {tags.step_end: after, tags.guideline_end: ()}
         self._counts: dict[int, int] = {}  # tokens known at each position after the prompt
         self._total = 0
         self._leaves: list[Branch] | None = None
@@ -161,11 +166,15 @@ class Family:
         self, run: Run, token: int, logprob: float, behaviour: float, entropy: float, step: int
     ) -> bool:
         """A carrier has drawn a token. True when the carrier is to stop at once."""
-        if run.complete:  # the KV of the run's last token exists now, the new token is void
+        if run.complete:  # the KV of the token that ends the run exists now
             if run.last is not None:
                 self.ahead[run.branch].queue.append(run.last)
                 run.last = None
-            return True
+            if not run.rest:  # the new token is void
+                return True
+            run.tokens.append(run.rest.pop(0))
+            self._count(run.end)
+            return False
         ahead = self.ahead[run.branch]
         run.tokens.append(token)
         ahead.sampled.append(token)
@@ -174,7 +183,7 @@ class Family:
         self._count(run.end)
         drawn = (token, logprob, behaviour, step)
         if token in self._ends:
-            run.complete, run.last = True, drawn
+            run.complete, run.last, run.rest = True, drawn, list(self._ends[token])
             return False
         ahead.queue.append(drawn)
         run.stopped = run.end >= self.bound or self.exhausted(run) or self._is_end(token)

@@ -18,11 +18,12 @@ from sglang.srt.sampling.sampling_params import TOP_K_ALL
 
 from npr_lib.engine.api import EngineConfig, EngineStats
 from npr_lib.engine.branch import Call, Grammar, Response
+from npr_lib.engine.checkpoint import style_of
 from npr_lib.engine.sampling import hash_ids, mix
 from npr_lib.engine.sglang.family import Family
 from npr_lib.engine.sglang.wire import KEY, Settings, events_to_wire, to_wire, unpack
 from npr_lib.reasoning.schema import TAGS
-from npr_lib.reasoning.tokens import TagIds
+from npr_lib.reasoning.tokens import StyleIds, TagIds
 from npr_lib.reasoning.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def asked_for(client: Req) -> object | None:
 def family_of(client: Req, asked: object, scheduler: Scheduler) -> Family:
     """The family that answers a request. ValueError, with what to change, for one that can't be
     served."""
-    settings = unpack(asked, _defaults(client))
+    settings = unpack(asked, _defaults(client, scheduler))
     prompt, grammar = list(client.origin_input_ids), _grammar(settings, scheduler)
     given = [by_path for by_path in (settings.forced, settings.prefix) if by_path]
     size = scheduler.model_config.vocab_size
@@ -101,7 +102,7 @@ def fail(client: Req, message: str, status: HTTPStatus | None, scheduler: Schedu
     scheduler.output_streamer.stream_output([client], False)
 
 
-def _defaults(client: Req) -> dict[str, object]:
+def _defaults(client: Req, scheduler: Scheduler) -> dict[str, object]:
     """What a request says in SGLang's own terms."""
     plain, config = client.sampling_params, EngineConfig()
     greedy = plain.top_k == 1
@@ -120,6 +121,7 @@ def _defaults(client: Req) -> dict[str, object]:
         "stop": plain.stop_strs or (),
         "max_branches": config.max_branches,
         "max_depth": config.max_depth,
+        "style": style_of(scheduler.tokenizer)[0].name,
     }
 
 
@@ -132,7 +134,8 @@ def _grammar(settings: Settings, scheduler: Scheduler) -> Grammar:
     eos = {tokenizer.eos_token_id, *(model.hf_eos_token_id or ())} - {None}
     limits = EngineConfig(max_branches=settings.max_branches, max_depth=settings.max_depth)
     context = model.hf_text_config.max_position_embeddings
-    return Grammar(tokenizer, tags, frozenset(eos), limits, settings.mode, context)
+    writes = StyleIds.from_tokenizer(tokenizer, settings.style)
+    return Grammar(tokenizer, tags, frozenset(eos), limits, settings.mode, context, writes)
 
 
 def _check_room(family: Family, scheduler: Scheduler) -> None:

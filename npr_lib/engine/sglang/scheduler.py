@@ -91,14 +91,19 @@ class Families:
         req.host_hit_length = req.swa_host_hit_length = req.mamba_host_hit_length = 0
 
     def draw(self, reqs: Sequence[Req], logits: torch.Tensor) -> list[tuple[int, int]]:
-        """Draw a token for every carrier that needs one: (row, token id). logits [R, V], raw."""
+        """A token for every carrier that needs one, drawn or the engine's own: (row, token id).
+        logits [R, V], raw."""
+        written: list[tuple[int, int]] = []
         rows: list[int] = []
         runs: list[Run] = []
         turns: list[tuple[Family, Ahead]] = []
         finite = logits.amax(dim=-1).isfinite().tolist()
         for row, req in enumerate(reqs):
             run = run_of(req)
-            if run is None or run.complete or req.finished() or req.inflight_middle_chunks > 0:
+            if run is None or req.finished() or req.inflight_middle_chunks > 0:
+                continue
+            if run.complete:
+                written += [(row, token) for token in run.rest[:1]]
                 continue
             if run.family.exhausted(run):
                 run.stopped = True
@@ -110,11 +115,11 @@ class Families:
             runs.append(run)
             turns.append((run.family, run.family.ahead[run.branch]))
         if not rows:
-            return []
+            return written
         tokens = choose(logits[rows], turns)
         for run, (_, logprob, behaviour, entropy) in zip(runs, tokens, strict=True):
             self.drawn[run] = logprob, behaviour, entropy
-        return [(row, token) for row, (token, *_) in zip(rows, tokens, strict=True)]
+        return written + [(row, token) for row, (token, *_) in zip(rows, tokens, strict=True)]
 
     def sampled(self, req: Req, run: Run) -> None:
         """A carrier has got a token: end it or let it go on."""

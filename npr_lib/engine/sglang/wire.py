@@ -29,11 +29,14 @@ from npr_lib.engine.api import (
     Token,
 )
 from npr_lib.reasoning.layout import Layout, Segment
+from npr_lib.reasoning.style import COMPACT, Style, named
 from npr_lib.reasoning.trajectory import Mode, Trajectory
 
 KEY = "npr"
 _EVENTS = {kind.__name__: kind for kind in (Token, Fork, BranchEnd, Join, Preempt, Resume)}
 _PARAMS = [field.name for field in fields(SamplingParams)]
+_OWN = ("mode", "key", "max_branches", "max_depth", "style", "min_chars", "forced", "prefix")
+_KNOWN = {*_PARAMS, *_OWN, "events"}
 _WHOLE = ("max_tokens", "max_span", "min_fork_tokens", "top_k", "seed")  # those that are integers
 
 
@@ -51,6 +54,7 @@ class Settings:
     forced: Prefix | None = None
     prefix: Prefix | None = None
     events: bool = False
+    style: Style = COMPACT
 
 
 def pack(settings: Settings) -> dict[str, object]:
@@ -59,6 +63,7 @@ def pack(settings: Settings) -> dict[str, object]:
     values["stop"] = json.dumps(settings.params.stop)
     values |= {"mode": settings.mode, "key": str(settings.key), "events": settings.events}
     values |= {"max_branches": settings.max_branches, "max_depth": settings.max_depth}
+    values |= {"style": settings.style.name, "min_chars": json.dumps(settings.style.min_chars)}
     for name in ("forced", "prefix"):
         by_path = getattr(settings, name)
         if by_path is not None:
@@ -68,8 +73,8 @@ def pack(settings: Settings) -> dict[str, object]:
 
 def unpack(asked: object, defaults: Mapping[str, object]) -> Settings:
     """The settings of a request that asks for NPR; `defaults` (fields of SamplingParams, key,
-    max_branches, max_depth) stand for what it leaves out. ValueError on anything else: whatever
-    else it raised would end SGLang's scheduler, and with it the requests of others."""
+    max_branches, max_depth, style) stand for what it leaves out. ValueError on anything else:
+    whatever else it raised would end SGLang's scheduler, and with it the requests of others."""
     try:
         return _settings(asked, defaults)
     except (TypeError, OverflowError, RecursionError) as error:
@@ -82,8 +87,7 @@ def _settings(asked: object, defaults: Mapping[str, object]) -> Settings:
     if not isinstance(asked, Mapping):
         raise ValueError(f"custom_params[{KEY!r}] = {asked!r}: expected a mode or a dictionary")
     values = {**defaults, **asked}
-    known = {*_PARAMS, "mode", "key", "max_branches", "max_depth", "forced", "prefix", "events"}
-    unknown = sorted(values.keys() - known)
+    unknown = sorted(values.keys() - _KNOWN)
     if unknown:
         raise ValueError(f"custom_params[{KEY!r}]: unknown {', '.join(unknown)}")
     params = {name: values[name] for name in _PARAMS if name in values}
@@ -95,6 +99,8 @@ def _settings(asked: object, defaults: Mapping[str, object]) -> Settings:
     mode = values.get("mode", "parallel")
     if mode not in ("parallel", "sequential"):
         raise ValueError(f"mode = {mode!r}: expected 'parallel' or 'sequential'")
+    least = values.get("min_chars")
+    least = json.loads(least) if isinstance(least, str) else least
     return Settings(
         SamplingParams(**params),
         mode,
@@ -104,6 +110,7 @@ def _settings(asked: object, defaults: Mapping[str, object]) -> Settings:
         _by_path(values.get("forced")),
         _by_path(values.get("prefix")),
         bool(values.get("events", False)),
+        named(values.get("style", COMPACT.name), least),
     )
 
 
@@ -138,6 +145,8 @@ def to_wire(trajectory: Trajectory) -> dict[str, object]:
         "temperature": trajectory.temperature,
         "max_branches": trajectory.max_branches,
         "max_depth": trajectory.max_depth,
+        "style": trajectory.style.name,
+        "min_chars": trajectory.style.min_chars,
     }
 
 
@@ -168,6 +177,7 @@ def from_wire(row: Mapping[str, Any], prompt_ids: Sequence[int]) -> Trajectory:
         spelled=tuple(row["spelled"]),
         max_branches=row["max_branches"],
         max_depth=row["max_depth"],
+        style=named(row["style"], row["min_chars"]),
         segment_texts=list(row["segment_texts"]),
     )
 

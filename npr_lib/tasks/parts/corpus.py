@@ -33,7 +33,7 @@ from typing import Any
 
 from npr_lib.tasks.parts.settings import Corpus
 from npr_lib.tasks.parts.task import Parts, parent, ready, values
-from npr_lib.tasks.problems import build_prompt, load_problems
+from npr_lib.tasks.problems import Prompt, build_prompt, load_problems
 
 KINDS = ("valid", "malformed", "plain", "drill")
 Known = dict[str, int | None]  # label -> the value written for it; None: "?"
@@ -53,7 +53,7 @@ class Document:
 
 
 def corpus(
-    settings: Corpus, problems: Mapping[str, Any], prompt: str, seed: int
+    settings: Corpus, problems: Mapping[str, Any], prompt: Prompt, seed: int
 ) -> Iterator[Document]:
     """Documents without end, over training problems only; a function of its arguments.
 

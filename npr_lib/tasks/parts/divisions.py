@@ -22,6 +22,7 @@ import pandas as pd
 
 from npr_lib.reasoning.graph import ReasoningGraph
 from npr_lib.reasoning.schema import parse
+from npr_lib.reasoning.trajectory import row_style
 from npr_lib.tasks.parts.task import Parts, levels, parent, read, ready
 
 KINDS = ("divided", "shared", "blind", "broken")
@@ -75,7 +76,9 @@ def divisions(frame: pd.DataFrame) -> pd.DataFrame:
     tasks = {problem: read(problem) for problem in frame["problem"].unique()}
     found = []
     for row in frame.itertuples():
-        graph = parse(row.text, row.max_branches, row.max_depth, spelled=tuple(row.spelled))
+        limits = {"max_branches": row.max_branches, "max_depth": row.max_depth}
+        style = row_style(row._asdict())
+        graph = parse(row.text, **limits, spelled=tuple(row.spelled), style=style)
         above = levels(tasks[row.problem]).values()
         division = divide(tasks[row.problem], graph)
         independent = sum(level == 0 for level in above)

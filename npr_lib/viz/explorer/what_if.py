@@ -26,7 +26,7 @@ Verify = Callable[[str | None, pd.Series], bool]
 """Whether an answer (what is in the last box, None: no box) is right for the problem of a row."""
 KEPT = ("problem_id", "problem", "answer")  # of a row, in those of its attempts
 _PLAN = re.compile(r"<plan>\s*\d+\s*:(.*?)</plan>", re.DOTALL)
-_STEP_TAGS = re.compile(r"^<step>\s*\d+\s*:|</step>$")
+_STEP_TAGS = re.compile(r"^\s*<step>\s*\d+\s*:|</step>\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ def edits(
     elif segment.kind == "takeaway":
         block = paths[i - 1][depth][0]  # what stands before it is its block's last branch
         text = re.sub(r"</?takeaway>", "", trajectory.segment_text(segment))
+        text = text.removeprefix(trajectory.style.in_takeaway)
         rewrite = partial(edit.rewrite_takeaway, trajectory, tokenizer, block, parent=paths[i])
         found.append(Edit("rewrite this takeaway", text, rewrite))
     elif segment.kind == "guideline" and len(paths[i : i + 2][-1]) > depth:
@@ -80,6 +81,7 @@ def _of_branch(
     plans = _plans(trajectory, outer[-1])  # in front of a block stands its guideline
     plan = "".join(plans[branch : branch + 1])  # none where spelled tags hide it
     text = _STEP_TAGS.sub("", trajectory.segment_text(begin))
+    text = text.removesuffix(trajectory.style.end_of_step)
     where = (trajectory, tokenizer, path)
     found = [
         Edit("edit this plan", plan, partial(edit.change_plan, *where)),
