@@ -104,7 +104,9 @@ def check_every_step(engine: TorchEngine) -> TorchEngine:
     return engine
 
 
-def rebuild(events: Sequence[Event], prompt_len: int, tags: TagIds) -> list[tuple]:
+def rebuild(
+    events: Sequence[Event], prompt_len: int, tags: TagIds, after_step: int = 0
+) -> list[tuple]:
     """(token, logprob, sampled, step, position) in token order, as the events of one response
     tell it, without what lies behind its last position (the engine wrote ahead there)."""
     items: dict[BranchPath, list] = {(): []}
@@ -128,7 +130,7 @@ def rebuild(events: Sequence[Event], prompt_len: int, tags: TagIds) -> list[tupl
             for child in children:
                 items[child], last[child] = [], last[path]
         elif isinstance(event, BranchEnd):
-            assert items[path][-1][0] == tags.step_end
+            assert items[path][-1 - after_step][0] == tags.step_end
             ended.add(path)
         elif isinstance(event, Join):
             children = open_blocks.pop(path)

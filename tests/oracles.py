@@ -29,8 +29,14 @@ class RandomResponse:
     paths: list[dict[int, int]]
 
 
-def random_response(rng: random.Random, tokenizer, depth=2, max_branches=5, prompt_len=None):
-    """A random well-formed response, laid out by hand while it is written (design section 4)."""
+def random_response(
+    rng: random.Random, tokenizer, depth=2, max_branches=5, prompt_len=None, style="compact"
+):
+    """A random well-formed response, laid out by hand while it is written (design section 4).
+
+    In style lines a line for every tag: those around a step are its branch's, others the trunk's.
+    """
+    newline = encode("\n", tokenizer) if style == "lines" else []
     tags = TagIds.from_tokenizer(tokenizer)
     word = lambda: rng.choice(encode("0123456789+-=;ABCD", tokenizer))  # noqa: E731
     out = RandomResponse([], [], [])
@@ -47,29 +53,34 @@ def random_response(rng: random.Random, tokenizer, depth=2, max_branches=5, prom
             position = put(word(), position, path)
         return position
 
+    def white(position, path):
+        for token in newline:
+            position = put(token, position, path)
+        return position
+
     def block(position, path, level):
         number, k = next(blocks), rng.randint(1, max_branches)
-        position = put(tags.guideline, position, path)
+        position = white(put(tags.guideline, position, path), path)
         for i in range(k):
             position = put(tags.plan, position, path)
             for token in encode(f"{i + 1}:", tokenizer):
                 position = put(token, position, path)
             position = words(position, path, 1, 3)
-            position = put(tags.plan_end, position, path)
+            position = white(put(tags.plan_end, position, path), path)
         fork = put(tags.guideline_end, position, path)
         ends = []
         for i in range(k):
             inner = {**path, number: i}
-            position = put(tags.step, fork, inner)
+            position = white(put(tags.step, white(fork, inner), inner), inner)
             for token in encode(f"{i + 1}:", tokenizer):
                 position = put(token, position, inner)
             position = words(position, inner)
             while level < depth and rng.random() < 0.3:
                 position = words(block(position, inner, level + 1), inner, 0, 2)
-            ends.append(put(tags.step_end, position, inner))
-        position = put(tags.takeaway, max(ends), path)
+            ends.append(white(put(tags.step_end, white(position, inner), inner), inner))
+        position = white(put(tags.takeaway, max(ends), path), path)
         position = words(position, path)
-        return put(tags.takeaway_end, position, path)
+        return white(white(put(tags.takeaway_end, position, path), path), path)
 
     position = 0
     for _ in range(prompt_len if prompt_len is not None else rng.randint(1, 6)):

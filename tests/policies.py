@@ -2,7 +2,8 @@
 
 Random weights never write a block by themselves, so engine tests let this choose the tokens and
 the engine score them (`Response.forced_token`, the hook that `replay` uses). Its choice depends on
-the branch alone, never on what else is in the batch.
+the branch alone, never on what else is in the batch. In a style with lines it writes its share of
+them, most of the time.
 """
 
 import random
@@ -14,11 +15,16 @@ from npr_lib.reasoning.tokens import TagIds, encode
 def random_policy(tokenizer, broken=0.02, nested=0.15, garbage=0.0):
     tags = TagIds.from_tokenizer(tokenizer)
     words = encode("0123456789+-=;ABCD ", tokenizer)
+    (newline,) = encode("\n", tokenizer)
     eos = tokenizer.eos_token_id
 
     def choose(response: Response, branch):
         index = len(branch.sampled)
         rng = random.Random(f"{branch.key}/{index}")
+        if response.grammar.writes.style.name == "lines" and index and rng.random() < 0.9:
+            share = {"guideline": 1.0, "plan": 0.0}.get(branch.state, 0.05)
+            if branch.sampled[-1] != newline and rng.random() < share:
+                return newline
         if rng.random() < garbage:
             return rng.choice([*tags.ids, eos, *words])
         if rng.random() < broken / 10:

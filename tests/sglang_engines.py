@@ -3,6 +3,7 @@
 import os
 import random
 from contextlib import contextmanager
+from dataclasses import replace
 
 import psutil
 import torch
@@ -10,7 +11,7 @@ from oracles import random_model
 from policies import random_policy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine, TorchEngine
+from npr_lib.engine import SamplingParams, SGLangEngine, TorchEngine
 from npr_lib.engine.branch import Response
 from npr_lib.reasoning.layout import dense_mask, layout
 from npr_lib.reasoning.tokens import TagIds, encode, step_prefix
@@ -132,5 +133,5 @@ def written_by_policy(model, monkeypatch, seed, config, params, n, broken=0.05):
     prompts = [encode(text, TOKENIZER) for text in ("A=1+2", "7;8;9=", "A=1+2", "B")]
     with monkeypatch.context() as patch:
         patch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
-        engine = TorchEngine(model, TOKENIZER, EngineConfig(max_depth=config.max_depth))
+        engine = TorchEngine(model, TOKENIZER, replace(config, num_slots=65_536))
         return engine.generate(prompts, SamplingParams(seed=seed, **params), n=n)

@@ -14,6 +14,7 @@ from npr_lib.engine.branch import Response
 from npr_lib.engine.sampling import gumbels, hash_ids, mix
 from npr_lib.engine.scheduler import Scheduler
 from npr_lib.reasoning.layout import causal_layout, dense_mask
+from npr_lib.reasoning.style import STYLES
 from npr_lib.reasoning.tokens import TagIds, encode
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 
@@ -131,10 +132,11 @@ def test_slots_are_distinct_forwarded_tokens(monkeypatch):
     assert engine.kv.num_used == 0
 
 
-def test_fork_and_join_recompute_nothing(monkeypatch):
+@pytest.mark.parametrize("style", STYLES)
+def test_fork_and_join_recompute_nothing(monkeypatch, style):
     """Every token goes through the model once: prompts once a group, completions once."""
     write_with(monkeypatch, random_policy(TOKENIZER, broken=0, nested=0))
-    engine = make_engine()
+    engine = make_engine(style=style)
     trajectories = engine.generate(["A=1+2", "B"], SamplingParams(max_tokens=400), n=6)
     assert all(t.finish_reason == "stop" for t in trajectories)
     prompts = sum(len(encode(p, TOKENIZER)) for p in ("A=1+2", "B"))
@@ -142,15 +144,16 @@ def test_fork_and_join_recompute_nothing(monkeypatch):
     assert engine.stats.forwarded == prompts + sum(t.work - 1 for t in trajectories)
 
 
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("depth", [1, 2])
-def test_budgets_cut_where_lock_step_would(monkeypatch, depth):
+def test_budgets_cut_where_lock_step_would(monkeypatch, depth, style):
     """`max_tokens` keeps the largest prefix by position that fits: checked against the same
     response without a budget, for every budget."""
     write_with(monkeypatch, random_policy(TOKENIZER, broken=0))
-    engine = make_engine(num_slots=8192, max_depth=depth)
-    for full in engine.generate(["A"], SamplingParams(max_tokens=350), n=8):
+    engine = make_engine(num_slots=8192, max_depth=depth, style=style)
+    for full in engine.generate(["A"], SamplingParams(max_tokens=700), n=8):
         assert full.finish_reason == "stop"
-    full = engine.generate(["A"], SamplingParams(max_tokens=350), n=8)
+    full = engine.generate(["A"], SamplingParams(max_tokens=700), n=8)
     start = len(full[0].prompt_ids)
     for budget in (1, 2, 5, 9, *range(12, 80, 3)):
         cut = engine.generate(["A"], SamplingParams(max_tokens=budget), n=8)
@@ -220,8 +223,9 @@ def test_sequential_equals_hugging_face_generate():
         assert trajectory.position_ids.tolist() == list(range(n))
 
 
-def test_replay_repeats_the_trajectory_in_either_mode(monkeypatch):
-    engine = make_engine(max_depth=2)
+@pytest.mark.parametrize("style", STYLES)
+def test_replay_repeats_the_trajectory_in_either_mode(monkeypatch, style):
+    engine = make_engine(max_depth=2, style=style)
     with monkeypatch.context() as patch:
         write_with(patch, random_policy(TOKENIZER, broken=0.1))
         params = SamplingParams(max_tokens=120, temperature=0.8)
@@ -240,15 +244,15 @@ def test_replay_repeats_the_trajectory_in_either_mode(monkeypatch):
             assert np.allclose(forked.logprobs, t.logprobs, atol=1e-4, equal_nan=True)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-def test_preemption_changes_nothing(monkeypatch, depth):
+@pytest.mark.parametrize("depth, style", [(1, "compact"), (2, "compact"), (2, "lines")])
+def test_preemption_changes_nothing(monkeypatch, depth, style):
     """A pool of one worst case, and one that is ample: the same responses, with preemptions, and
     logprobs that agree to float32."""
     write_with(monkeypatch, random_policy(TOKENIZER, broken=0.1))
     prompts, params = ["A=1+2", "B", "A=1+2"], SamplingParams(max_tokens=120)
-    ample = make_engine(max_depth=depth).generate(prompts, params, n=6)
+    ample = make_engine(max_depth=depth, style=style).generate(prompts, params, n=6)
     for slots in (5 + 120, 170, 250):
-        engine = make_engine(num_slots=slots, max_depth=depth)
+        engine = make_engine(num_slots=slots, max_depth=depth, style=style)
         tight = engine.generate(prompts, params, n=6)
         assert engine.stats.preemptions > 0
         assert engine.stats.peak_slots <= slots
@@ -283,11 +287,11 @@ def test_replay_passes_an_eos_inside_a_branch_and_refuses_what_does_not_fit(monk
         engine.replay(t, "sequential")
 
 
-def test_a_narrower_engine_replays_under_the_trajectorys_own_limits(monkeypatch):
+def test_a_narrower_engine_replays_under_the_trajectorys_own_limits_and_style(monkeypatch):
     with monkeypatch.context() as patch:
         write_with(patch, random_policy(TOKENIZER, broken=0))
         trajectories = make_engine(max_depth=2).generate(["A"], SamplingParams(max_tokens=300), 8)
-    narrow = make_engine(max_branches=1, max_depth=1)
+    narrow = make_engine(max_branches=1, max_depth=1, style="lines")
     for t in trajectories:
         assert narrow.replay(t, "parallel").layout == t.layout
 

@@ -113,7 +113,7 @@ def cut(rng: random.Random, t: Trajectory) -> Prefix:
     ids = t.prompt_ids + t.completion_ids
     chosen = [True] * t.work
     if t.mode == "parallel":
-        chosen = sampled_tokens(ids, t.layout, TOKENIZER)
+        chosen = sampled_tokens(ids, t.layout, TOKENIZER, t.style)
     start, last = len(t.prompt_ids), int(t.position_ids.max())
     position = rng.randint(start - 1, max(start - 1, last - 1))
     prefix = {}
@@ -136,14 +136,13 @@ def with_prefixes(rng: random.Random, calls: Sequence[ChaosCall], engine: TorchE
 class Chaos:
     """One round: a model, an engine with hardly any room, calls that get in each other's way."""
 
-    def __init__(self, seed: int, count: int) -> None:
+    def __init__(self, seed: int, count: int, style: str = "compact") -> None:
         self.rng = rng = random.Random(seed)
         model = random_model(rng, TOKENIZER)
         depth = rng.choice([1, 2, 3])
         # one call after the other, one response at a time, with room for all
-        self.alone = TorchEngine(
-            model, TOKENIZER, EngineConfig(num_slots=4096, max_running=1, max_depth=depth)
-        )
+        limits = {"max_running": 1, "max_depth": depth, "style": style}
+        self.alone = TorchEngine(model, TOKENIZER, EngineConfig(num_slots=4096, **limits))
         self.calls = []
         while sum(len(call.prompts) * call.n for call in self.calls) < count:
             self.calls.append(random_call(rng))
@@ -163,6 +162,7 @@ class Chaos:
                 max_depth=self.depth,
                 max_step_tokens=self.rng.choice([5, 12, 40, 4096]),
                 persistent_prefix=persistent,
+                style=self.alone.style.name,
             ),
         )
         step = self.engine.step
@@ -294,13 +294,15 @@ class Chaos:
             check_against_dense(self.model, own)
 
 
-def rounds(patch: pytest.MonkeyPatch, seeds: Sequence[int], count: int) -> Counter[str]:
+def rounds(
+    patch: pytest.MonkeyPatch, seeds: Sequence[int], count: int, style: str = "compact"
+) -> Counter[str]:
     counts: Counter[str] = Counter()
     for seed in seeds:
         try:
-            counts += Chaos(seed, count).run(patch)
+            counts += Chaos(seed, count, style).run(patch)
         except BaseException as error:
-            error.add_note(f"chaos round {seed} of {count} responses")
+            error.add_note(f"chaos round {seed} of {count} responses in style {style}")
             raise
     print(dict(counts))
     assert counts["near-ties"] <= max(1, counts["tokens"] / 10_000)
@@ -309,14 +311,16 @@ def rounds(patch: pytest.MonkeyPatch, seeds: Sequence[int], count: int) -> Count
     return counts
 
 
-def test_chaos(monkeypatch):
-    assert rounds(monkeypatch, range(8), 25)["responses"] >= 200
+@pytest.mark.parametrize("style, number", [("compact", 8), ("lines", 5)])
+def test_chaos(monkeypatch, style, number):
+    assert rounds(monkeypatch, range(number), 25, style)["responses"] >= 25 * number
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_chaos_of_2000(monkeypatch):
-    assert rounds(monkeypatch, range(100, 150), 40)["responses"] >= 2000
+@pytest.mark.parametrize("style", ["compact", "lines"])
+def test_chaos_of_2000(monkeypatch, style):
+    assert rounds(monkeypatch, range(100, 150), 40, style)["responses"] >= 2000
 
 
 def resident() -> int:

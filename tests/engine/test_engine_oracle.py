@@ -17,7 +17,8 @@ from policies import random_policy
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine, attention, paged
 from npr_lib.engine.branch import Response
 from npr_lib.reasoning.layout import LayoutError, dense_mask, layout
-from npr_lib.reasoning.tokens import TagIds, encode
+from npr_lib.reasoning.style import STYLES
+from npr_lib.reasoning.tokens import StyleIds, TagIds, encode
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -75,18 +76,45 @@ def check_against_dense(model, trajectory, tolerance=1e-4):
     return off
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_oracle(seed, monkeypatch):
-    """300 trajectories in all: uneven branches, several blocks, nested, truncated, invalid,
+def check_lines(trajectory):
+    """A response in style lines is written as the style is defined, token by token; what the engine
+    wrote of it, and nothing else, was not sampled."""
+    words = [TOKENIZER.decode([i]) for i in trajectory.completion_ids]
+    paths = trajectory_paths(trajectory)[len(trajectory.prompt_ids) :]
+    written = set()
+
+    def expect(start, tokens, path):
+        assert words[start : start + len(tokens)] == tokens
+        assert all(p == path for p in paths[start : start + len(tokens)])
+        written.update(range(start, start + len(tokens)))
+
+    for t, word in enumerate(words):
+        if word == "<step>":
+            number = list(paths[t].values())[-1] + 1
+            expect(t - 1, ["\n", "<step>", "\n", str(number), ":"], paths[t])
+        elif word == "</step>":
+            expect(t + 1, ["\n"], paths[t])
+        elif word == "<takeaway>":
+            expect(t, ["<takeaway>", "\n"], paths[t])
+    assert trajectory.sampled == [t not in written for t in range(len(words))]
+
+
+@pytest.mark.parametrize(
+    "seed, style", [(i, s) for s, n in (("compact", 30), ("lines", 20)) for i in range(n)]
+)
+def test_oracle(seed, style, monkeypatch):
+    """500 trajectories in all: uneven branches, several blocks, nested, truncated, invalid,
     preempted in between."""
     rng = random.Random(seed)
     model = random_model(rng, TOKENIZER, families=tuple(FAMILIES))
     policy = random_policy(TOKENIZER, broken=rng.choice([0.0, 0.1, 0.4]))
     monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
-    max_tokens = rng.choice([40, 120, 300])
+    # a fork of 5 takes 10 tokens more in lines
+    max_tokens = rng.choice([40, 120, 300]) + (30 if style == "lines" else 0)
     # half of the time so little room that responses are preempted and resumed
     slots = rng.choice([4096, max_tokens + 10])
-    engine = TorchEngine(model, TOKENIZER, EngineConfig(num_slots=slots, max_depth=2))
+    config = EngineConfig(num_slots=slots, max_depth=2, style=style)
+    engine = TorchEngine(model, TOKENIZER, config)
     prompts = [encode(rng.choice(["A=1+2", "7;8;9=", "B"]), TOKENIZER) for _ in range(5)]
     params = SamplingParams(
         max_tokens=max_tokens,
@@ -104,12 +132,16 @@ def test_oracle(seed, monkeypatch):
         assert 1 <= t.work <= params.max_tokens
         assert t.span <= (params.max_span or params.max_tokens)
         ids = t.prompt_ids + t.completion_ids
+        writes = StyleIds.from_tokenizer(TOKENIZER, STYLES[style])
+        assert t.style == STYLES[style]
         if t.finish_reason == "stop":
-            assert layout(ids, TAGS, len(t.prompt_ids)) == t.layout
+            assert layout(ids, TAGS, len(t.prompt_ids), writes) == t.layout
+            if style == "lines":
+                check_lines(t)
         elif t.finish_reason == "invalid":
             assert t.violation
             with pytest.raises(LayoutError):
-                layout(ids, TAGS, len(t.prompt_ids))
+                layout(ids, TAGS, len(t.prompt_ids), writes)
     if any(len(k) and max(k) > 1 for k in (t.num_branches for t in trajectories)):
         assert max(off) > 0.1, "a plain causal forward passes too: the test can't fail"
 

@@ -43,6 +43,7 @@ from npr_lib.engine.prefix import PrefixTree
 from npr_lib.engine.scheduler import Scheduler
 from npr_lib.reasoning.layout import by_branch, sampled_tokens
 from npr_lib.reasoning.schema import TAGS
+from npr_lib.reasoning.style import STYLES
 from npr_lib.reasoning.tokens import TagIds, encode
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 
@@ -121,11 +122,15 @@ def run(engine):
     [{}, {"num_slots": 150}, {"num_slots": 160, "max_step_tokens": 9, "max_running": 3}],
 )
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])
-def test_events_tell_the_whole_trajectory(monkeypatch, config, mode):
+@pytest.mark.parametrize("style", STYLES)
+def test_events_tell_the_whole_trajectory(monkeypatch, config, mode, style):
+    if style == "lines" and mode == "sequential":
+        pytest.skip("there the engine writes nothing")
     write_structure(monkeypatch, broken=0.1)
+    config = {**config, "style": style}
     engine = make_engine(max_depth=2, **{"num_slots": 4096, **config})
     params = SamplingParams(max_tokens=130)
-    plain = make_engine(max_depth=2).generate(PROMPTS[:3], params, 3, mode)
+    plain = make_engine(max_depth=2, style=style).generate(PROMPTS[:3], params, 3, mode)
     events = list(engine.stream(PROMPTS[:3], params, 3, mode))
     assert len({e.call for e in events}) == 1
     assert [e.step for e in events] == sorted(e.step for e in events)
@@ -134,13 +139,13 @@ def test_events_tell_the_whole_trajectory(monkeypatch, config, mode):
     preempted = [e for e in events if isinstance(e, Preempt)]
     resumed = [e for e in events if isinstance(e, Resume)]
     assert len(preempted) == engine.stats.preemptions
-    assert bool(preempted) == bool(config) or mode == "sequential"
+    assert bool(preempted) == ("num_slots" in config) or mode == "sequential"
     assert sum(e.recomputed for e in resumed) == engine.stats.recomputed
     for index, alone in enumerate(plain):
         own = [e for e in events if e.index == index]
         t = own[-1].trajectory
         assert_same(t, alone)
-        told = rebuild(own, len(t.prompt_ids), TAG_IDS)
+        told = rebuild(own, len(t.prompt_ids), TAG_IDS, after_step=int(style == "lines"))
         ids, logprobs, sampled, steps, positions = map(list, zip(*told, strict=True))
         assert ids == t.completion_ids and sampled == t.sampled and steps == t.decode_steps
         assert positions == t.position_ids[len(t.prompt_ids) :].tolist()
@@ -645,13 +650,16 @@ def test_a_long_prompt_stalls_nobody(monkeypatch):
     check_against_dense(engine.model, late.trajectory)
 
 
-@pytest.mark.parametrize("limit", [1, 3, 10, 64])
-def test_chunks_change_nothing(monkeypatch, limit):
+@pytest.mark.parametrize(
+    "limit, style",
+    [(1, "compact"), (3, "compact"), (10, "compact"), (64, "compact"), (1, "lines"), (9, "lines")],
+)
+def test_chunks_change_nothing(monkeypatch, limit, style):
     """Prompts and, after everything was dropped in between, partial graphs in small pieces."""
     write_structure(monkeypatch, broken=0.05)
     prompts, params = [p * 5 for p in PROMPTS[:4]], SamplingParams(max_tokens=120)
-    whole = make_engine(max_depth=2).generate(prompts, params, 2)
-    engine = make_engine(max_depth=2, max_step_tokens=limit)
+    whole = make_engine(max_depth=2, style=style).generate(prompts, params, 2)
+    engine = make_engine(max_depth=2, max_step_tokens=limit, style=style)
     requests = engine.submit(prompts, params, 2)
     drops = 0
     while engine.busy:
@@ -713,7 +721,8 @@ def random_cut(rng, t):
 def cut_at(t, position):
     """What lock-step decoding had chosen up to a position."""
     ids = t.prompt_ids + t.completion_ids
-    prefix = by_branch(t.layout, t.completion_ids, sampled_tokens(ids, t.layout, TOKENIZER))
+    chosen = sampled_tokens(ids, t.layout, TOKENIZER, t.style)
+    prefix = by_branch(t.layout, t.completion_ids, chosen)
     kept = {p: sum(x[2] and x[1] <= position for x in own) for p, own in by_path(t).items()}
     return {path: own[: kept[path]] for path, own in prefix.items()}
 
@@ -734,11 +743,11 @@ def go_on(engine, whole, prefixes, params):
     check_empty(engine)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-def test_a_cut_trajectory_goes_on_as_it_was(monkeypatch, depth):
+@pytest.mark.parametrize("depth, style", [(1, "compact"), (2, "compact"), (2, "lines")])
+def test_a_cut_trajectory_goes_on_as_it_was(monkeypatch, depth, style):
     write_structure(monkeypatch, share=0.03, broken=0)
     params = SamplingParams(max_tokens=400, seed=4)
-    engine = make_engine(seed=2, max_depth=depth)
+    engine = make_engine(seed=2, max_depth=depth, style=style)
     whole = [t for t in engine.generate(PROMPTS, params) if t.finish_reason == "stop"]
     assert len(whole) > 3 and any(len(p) == depth for t in whole for p in by_path(t))
     last = max(len(t.prompt_ids) + t.span for t in whole)
@@ -746,7 +755,8 @@ def test_a_cut_trajectory_goes_on_as_it_was(monkeypatch, depth):
         open_ = [t for t in whole if position < len(t.prompt_ids) + t.span - 1]
         go_on(engine, open_, [cut_at(t, position) for t in open_], params)
     rng = random.Random(depth)
-    tight = make_engine(seed=2, max_depth=depth, num_slots=500, max_step_tokens=13)
+    limits = {"num_slots": 500, "max_step_tokens": 13, "style": style}
+    tight = make_engine(seed=2, max_depth=depth, **limits)
     unequal = 0
     for i in range(10):
         cuts = [random_cut(rng, t) for t in whole]

@@ -17,7 +17,8 @@ from npr_lib.reasoning.layout import (
     layout,
     stack_layouts,
 )
-from npr_lib.reasoning.tokens import TagIds, encode
+from npr_lib.reasoning.style import STYLES
+from npr_lib.reasoning.tokens import StyleIds, TagIds, encode
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -28,10 +29,15 @@ def ids(text):
     return encode(text, TOKENIZER)
 
 
+def writes(style):
+    return StyleIds.from_tokenizer(TOKENIZER, STYLES[style])
+
+
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("seed", range(40))
-def test_equals_brute_force(seed):
-    response, prompt_len = random_response(random.Random(seed), TOKENIZER)
-    result = layout(response.ids, TAGS, prompt_len)
+def test_equals_brute_force(seed, style):
+    response, prompt_len = random_response(random.Random(seed), TOKENIZER, style=style)
+    result = layout(response.ids, TAGS, prompt_len, writes(style))
     assert result.position_ids.tolist() == response.positions
     assert torch.equal(dense_mask(result), brute_force_mask(response.paths))
     assert result.span == max(response.positions) + 1 - prompt_len
@@ -69,6 +75,31 @@ def test_malformed_ids_name_the_token(text, index, reason):
     assert error.value.index == index
 
 
+LINES = (TAGS, 0, writes("lines"))
+GUIDELINE = "<guideline>\n<plan>1:A</plan>\n<plan>2:B</plan>\n</guideline>"
+
+
+@pytest.mark.parametrize(
+    "text, index, reason",
+    [
+        ("<step>\n1:A\n</step>\n", 15, "step without '.n'"),
+        ("\n\n<step>\n1:A\n</step>\n", 15, "between two steps"),
+        ("\n<step>\n1:A\n</step><takeaway>", 22, "step_end without '.n'"),
+        ("\n<step>\n1:A\n</step>\n<step>", 24, "step without '.n'"),
+        ("\n<step>\n1:A\n</step>\n\n\n<step>", 24, "between two steps"),
+        ("\n<step>1:A</step>\n\n<step>2:B</step>\n\n<takeaway>", 29, "between two steps"),
+        ("\n<step>1:A</step>\n<takeaway>", 22, "1 steps for 2 plans"),
+        ("\n</step>", 15, "between two steps"),
+        ("\n<plan>", 15, "between two steps"),
+    ],
+)
+def test_in_lines_white_space_around_a_step_is_its_branchs_or_an_error(text, index, reason):
+    layout(ids(GUIDELINE + "\n<step>1:A</step>\n\n<step>2:B</step>\n<takeaway></takeaway>"), *LINES)
+    with pytest.raises(LayoutError, match=reason) as error:
+        layout(ids(GUIDELINE + text), *LINES)
+    assert error.value.index == index
+
+
 def test_batches_with_padding_equal_single_masks():
     rng = random.Random(0)
     items = [random_response(rng, TOKENIZER) for _ in range(4)]
@@ -103,27 +134,30 @@ def test_time_is_linear():
     assert large < 8 * small * 3, f"8 times the tokens took {large / small:.1f} times as long"
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_branches_are_isolated_exactly(seed):
-    """Changing any one token of a branch changes no logit of a sibling, by exactly 0."""
+@pytest.mark.parametrize(
+    "seed, style", [(i, s) for s, n in (("compact", 50), ("lines", 25)) for i in range(n)]
+)
+def test_branches_are_isolated_exactly(seed, style):
+    """Changing any one token of a branch, the white space at its ends among them, changes no logit
+    of a sibling, by exactly 0."""
     rng = random.Random(1000 + seed)
     model = random_model(rng, TOKENIZER)
-    response, prompt_len = random_response(rng, TOKENIZER, depth=1)
-    result = layout(response.ids, TAGS, prompt_len)
+    response, prompt_len = random_response(rng, TOKENIZER, depth=1, style=style)
+    result = layout(response.ids, TAGS, prompt_len, writes(style))
     mask = dense_mask(result)
     base = dense_logits(model, response.ids, result.position_ids, mask)
     branches = {path for path in (tuple(p.items()) for p in response.paths) if path}
     for path in branches:
         own = [t for t, p in enumerate(response.paths) if tuple(p.items()) == path]
-        changed = list(response.ids)
-        t = rng.choice(own)
-        changed[t] = (changed[t] + 1) % len(TOKENIZER)
-        logits = dense_logits(model, changed, result.position_ids, mask)
         (block, branch) = path[0]
-        for q, other in enumerate(response.paths):
-            if other.get(block, branch) != branch:
-                assert torch.equal(logits[q], base[q])
-        assert not torch.equal(logits[t], base[t])
+        for t in (rng.choice(own), *((own[0], own[-1]) if style == "lines" else ())):
+            changed = list(response.ids)
+            changed[t] = (changed[t] + 1) % len(TOKENIZER)
+            logits = dense_logits(model, changed, result.position_ids, mask)
+            for q, other in enumerate(response.paths):
+                if other.get(block, branch) != branch:
+                    assert torch.equal(logits[q], base[q])
+            assert not torch.equal(logits[t], base[t])
 
 
 def test_equality_ignores_unused_depth():

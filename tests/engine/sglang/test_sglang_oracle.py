@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from sglang_engines import TOKENIZER, model_of_type, sglang_engine, written_by_policy
-from test_engine_oracle import check_against_dense
+from test_engine_oracle import check_against_dense, check_lines
 
 from npr_lib.engine import (
     EngineConfig,
@@ -24,7 +24,8 @@ from npr_lib.engine.arguments import forced
 from npr_lib.engine.sglang import backend
 from npr_lib.engine.sglang.wire import pack
 from npr_lib.reasoning.layout import layout
-from npr_lib.reasoning.tokens import TagIds, encode
+from npr_lib.reasoning.style import STYLES
+from npr_lib.reasoning.tokens import StyleIds, TagIds, encode
 
 pytestmark = pytest.mark.timeout(400)
 TAGS = TagIds.from_tokenizer(TOKENIZER)
@@ -39,13 +40,15 @@ def pair(request, tmp_path_factory):
         yield model, engine
 
 
-def test_forks_and_joins_match_a_dense_forward(pair, monkeypatch):
+@pytest.mark.parametrize("style", STYLES)
+def test_forks_and_joins_match_a_dense_forward(pair, style, monkeypatch):
     """Uneven branches, several blocks, nested, n > 1, shared prompts, truncated, invalid."""
     model, engine = pair
+    config = replace(CONFIG, style=style)
     trajectories = []
     for seed, limits in enumerate([{"max_span": 60}, {"max_tokens": 90}, {"temperature": 0.7}]):
         params = {"max_tokens": 300, **limits}
-        trajectories += written_by_policy(model, monkeypatch, seed, CONFIG, params, n=3)
+        trajectories += written_by_policy(model, monkeypatch, seed, config, params, n=3)
     replayed = engine.replay_all(trajectories, "parallel")
     off = [check_against_dense(model, t) for t in replayed]
     assert max(off) > 0.1, "a plain causal forward passes too: the test can't fail"
@@ -56,10 +59,13 @@ def test_forks_and_joins_match_a_dense_forward(pair, monkeypatch):
         assert again.completion_ids == t.completion_ids
         assert again.sampled == t.sampled
         assert again.layout == t.layout
-        assert again.text == t.text
+        assert again.text == t.text and again.style == t.style == STYLES[style]
         if t.finish_reason == "stop":
             ids = again.prompt_ids + again.completion_ids
-            assert layout(ids, TAGS, len(t.prompt_ids)) == again.layout
+            writes = StyleIds.from_tokenizer(TOKENIZER, STYLES[style])
+            assert layout(ids, TAGS, len(t.prompt_ids), writes) == again.layout
+            if style == "lines":
+                check_lines(again)
 
 
 def test_branches_really_run_side_by_side(pair, monkeypatch):
@@ -78,6 +84,23 @@ def test_branches_really_run_side_by_side(pair, monkeypatch):
             ]
             for own in zip(*steps, strict=False):
                 assert len(set(own)) == 1
+
+
+def test_budgets_cut_in_lines_where_the_embedded_engine_cuts(pair, monkeypatch):
+    """A budget that ends at every place of a response, the white space after a step among them."""
+    model, engine = pair
+    config = replace(CONFIG, style="lines")
+    for budget in range(40, 72):
+        limits = {"max_tokens": budget, "max_span": None if budget % 3 else budget // 2}
+        written = written_by_policy(model, monkeypatch, budget % 7, config, limits, n=1)
+        settings = [engine.replay_settings(t, "parallel") for t in written]
+        params = [replace(own.params, **limits) for own in settings]
+        settings = [replace(own, params=p) for own, p in zip(settings, params, strict=True)]
+        again = engine._run([t.prompt_ids for t in written], settings)
+        for t, other in zip(written, again, strict=True):
+            assert other.completion_ids == t.completion_ids and other.layout == t.layout
+            assert other.finish_reason == t.finish_reason
+            assert other.logprobs == pytest.approx(t.logprobs, abs=1e-4, nan_ok=True)
 
 
 def test_replay_sequentially(pair, monkeypatch):
@@ -220,11 +243,14 @@ def test_diverged_weights_end_responses_and_not_the_server(pair):
     check_against_dense(model, t)
 
 
-def test_going_on_from_a_prefix(pair, monkeypatch):
+@pytest.mark.parametrize("style", STYLES)
+def test_going_on_from_a_prefix(pair, style, monkeypatch):
     """A fork that the prefix holds, one branch of it complete: the others are sampled, with the
     branch penalty, as the embedded engine samples them."""
     model, engine = pair
-    written = written_by_policy(model, monkeypatch, 3, CONFIG, {"max_tokens": 300}, n=6, broken=0)
+    config = replace(CONFIG, style=style)
+    monkeypatch.setattr(engine, "style", STYLES[style])
+    written = written_by_policy(model, monkeypatch, 3, config, {"max_tokens": 300}, n=6, broken=0)
     checked = 0
     for t in written:
         given = forced(t, "parallel", TOKENIZER)
@@ -234,7 +260,7 @@ def test_going_on_from_a_prefix(pair, monkeypatch):
         fork = given[()].index(TAGS.guideline_end) + 1
         prefix = {(): given[()][:fork], ((0, 0),): first, ((0, 1),): second[:1]}
         params = SamplingParams(max_tokens=120, max_span=60, branch_penalty=1.3, seed=checked)
-        (own,) = TorchEngine(model, TOKENIZER, CONFIG).generate(
+        (own,) = TorchEngine(model, TOKENIZER, config).generate(
             [t.prompt_ids], params, prefix=prefix
         )
         (other,) = engine.generate([t.prompt_ids], params, prefix=prefix)
