@@ -195,7 +195,12 @@ class Family:
         while not response.finish_reason:
             queues = [self.ahead[branch].queue for branch in response.turn]
             if not all(queues):
-                return False
+                # What is ahead of the response has used the budget up, which it can't know yet.
+                over = self._total > response.params.max_tokens
+                if not over or response.turn[0].position < self.bound:
+                    return False
+                response._finish("length", self.bound)
+                break
             drawn = [queue.popleft() for queue in queues]
             tokens = [(b, *d[:3]) for b, d in zip(response.turn, drawn, strict=True)]
             step = response.call.stats.steps = max(d[3] for d in drawn)

@@ -86,21 +86,26 @@ def test_branches_really_run_side_by_side(pair, monkeypatch):
                 assert len(set(own)) == 1
 
 
-def test_budgets_cut_in_lines_where_the_embedded_engine_cuts(pair, monkeypatch):
-    """A budget that ends at every place of a response, the white space after a step among them."""
+@pytest.mark.parametrize("style", STYLES)
+def test_budgets_cut_where_lock_step_would(pair, style, monkeypatch):
+    """`max_tokens` at every place of a response, what the engine writes among them: the largest
+    prefix by position that fits is left of it."""
     model, engine = pair
-    config = replace(CONFIG, style="lines")
-    for budget in range(40, 72):
-        limits = {"max_tokens": budget, "max_span": None if budget % 3 else budget // 2}
-        written = written_by_policy(model, monkeypatch, budget % 7, config, limits, n=1)
-        settings = [engine.replay_settings(t, "parallel") for t in written]
-        params = [replace(own.params, **limits) for own in settings]
-        settings = [replace(own, params=p) for own, p in zip(settings, params, strict=True)]
-        again = engine._run([t.prompt_ids for t in written], settings)
-        for t, other in zip(written, again, strict=True):
-            assert other.completion_ids == t.completion_ids and other.layout == t.layout
-            assert other.finish_reason == t.finish_reason
-            assert other.logprobs == pytest.approx(t.logprobs, abs=1e-4, nan_ok=True)
+    config = replace(CONFIG, style=style)
+    full = written_by_policy(model, monkeypatch, 5, config, {"max_tokens": 900}, n=1, broken=0)
+    cuts = [(t, budget) for t in full for budget in range(12, 84)]
+    settings = [engine.replay_settings(t, "parallel") for t, _ in cuts]
+    settings = [
+        replace(own, params=replace(own.params, max_tokens=budget))
+        for own, (_, budget) in zip(settings, cuts, strict=True)
+    ]
+    parts = engine._run([t.prompt_ids for t, _ in cuts], settings)
+    for part, (t, budget) in zip(parts, cuts, strict=True):
+        positions = t.position_ids[len(t.prompt_ids) :]
+        last = max(p for p in positions if (positions <= p).sum() <= budget)
+        kept = [i for i, p in zip(t.completion_ids, positions, strict=True) if p <= last]
+        assert part.completion_ids == kept
+        assert part.finish_reason == ("stop" if t.work <= budget else "length")
 
 
 def test_replay_sequentially(pair, monkeypatch):
