@@ -108,10 +108,12 @@ def random_digits(rng):
 
 @contextmanager
 def sglang_engine(model, folder, config, **server_args):
-    """An SGLangEngine on a model; afterwards none of its processes is left."""
+    """An SGLangEngine on a model (None: on the one in the folder); afterwards none of its processes
+    is left."""
     os.environ.update(CHECKS)
-    model.save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
+    if model is not None:
+        model.save_pretrained(folder)
+        TOKENIZER.save_pretrained(folder)
     engine = SGLangEngine(folder, config, **server_args)
     children = psutil.Process().children(recursive=True)
     assert children, "SGLang runs in no process"

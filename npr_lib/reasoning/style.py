@@ -54,13 +54,16 @@ STYLES = {style.name: style for style in (COMPACT, LINES)}
 
 
 def named(name: str, min_chars: Sequence[int] | None = None) -> Style:
-    """The style of this name; `min_chars` in place of its own. ValueError if there is none."""
+    """The style of this name; `min_chars` in place of its own. ValueError if there is none, or for
+    other than three lengths from 0 on."""
     if name not in STYLES:
         raise ValueError(f"unknown writing style {name!r}; there are {', '.join(STYLES)}")
     style = STYLES[name]
     if min_chars is None:
         return style
     plan, step, takeaway = (int(least) for least in min_chars)
+    if min(plan, step, takeaway) < 0:
+        raise ValueError(f"min_chars = {min_chars!r}: expected lengths from 0 on")
     return replace(style, min_chars=(plan, step, takeaway))
 
 

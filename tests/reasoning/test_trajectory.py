@@ -10,19 +10,24 @@ from policies import random_policy
 
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.engine.branch import Response
+from npr_lib.reasoning.style import COMPACT
 from npr_lib.reasoning.trajectory import from_row, read_rollouts, to_rows, write_rollouts
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 
 
+@pytest.fixture(params=["compact", "lines"])
+def style(request):
+    return request.param
+
+
 @pytest.fixture
-def trajectories(monkeypatch):
+def trajectories(monkeypatch, style):
     policy = random_policy(TOKENIZER, broken=0.2)
     monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
-    engine = TorchEngine(
-        random_model(random.Random(0), TOKENIZER), TOKENIZER, EngineConfig(max_depth=2)
-    )
+    config = EngineConfig(max_depth=2, style=style, min_chars=(2, 1, 1))
+    engine = TorchEngine(random_model(random.Random(0), TOKENIZER), TOKENIZER, config)
     params = SamplingParams(max_tokens=150)
     return engine.generate(["A"], params, n=20) + engine.generate(["A"], params, 3, "sequential")
 
@@ -43,9 +48,9 @@ def test_parquet_round_trip(tmp_path, trajectories):
         assert (row["work"], row["span"], row["valid"]) == (t.work, t.span, t.graph.valid)
 
 
-def test_rows_of_older_files_have_no_entropies(tmp_path, trajectories):
+def test_rows_of_older_files_have_no_entropies_and_no_style(tmp_path, trajectories):
     new = write_rollouts(tmp_path / "new.parquet", trajectories)
-    new.drop(columns="entropies").to_parquet(tmp_path / "old.parquet")
+    new.drop(columns=["entropies", "style", "min_chars"]).to_parquet(tmp_path / "old.parquet")
     frames = [read_rollouts(tmp_path / f"{name}.parquet") for name in ("old", "new")]
     both = pd.concat(frames, ignore_index=True)
     both.to_parquet(tmp_path / "both.parquet")
@@ -53,6 +58,8 @@ def test_rows_of_older_files_have_no_entropies(tmp_path, trajectories):
         for (_, row), t in zip(rows.iterrows(), trajectories, strict=False):
             back = from_row(row)
             assert len(back.entropies) == t.work and np.isnan(back.entropies).all()
+            assert back.style == COMPACT
+    assert from_row(both.iloc[-1]).style == trajectories[-1].style
     known = from_row(both.iloc[-1]).entropies
     assert np.array_equal(known, trajectories[-1].entropies, equal_nan=True)
     assert not np.isnan(known).all()

@@ -91,12 +91,14 @@ class Capture(TrainerCallback):
         }
 
 
-def make_trainer(tmp_path, monkeypatch, rewards, mode="parallel", settings=(), **grpo):
+def make_trainer(
+    tmp_path, monkeypatch, rewards, mode="parallel", settings=(), style="compact", **grpo
+):
     """A random model whose responses a random writer chooses and whose rewards are given."""
     policy = random_policy(TOKENIZER, broken=0.05)
     monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
     model = random_model(random.Random(3), TOKENIZER)
-    engine = TorchEngine(model, TOKENIZER, EngineConfig(num_slots=4096))
+    engine = TorchEngine(model, TOKENIZER, EngineConfig(num_slots=4096, style=style))
     problems = ProblemSet(
         [Problem(str(i), f"A={i}", "0", {}) for i in range(6)], lambda predicted, problem: False
     )
@@ -159,21 +161,23 @@ REWARDS = [1.0, -1, -1, 1, -1, -1, -1, 0.5, 1, 1, 0, -1]
 
 
 @pytest.mark.parametrize(
-    "split, filtered, scale, engine_tokens",
+    "split, filtered, scale, engine_tokens, style",
     [
-        (SPLITS[0], False, "batch", False),
-        (SPLITS[1], False, "batch", False),
-        (SPLITS[0], True, "batch", False),
-        (SPLITS[1], True, "batch", False),
-        (SPLITS[1], True, "group", False),
-        (SPLITS[1], True, "none", False),
-        (SPLITS[1], True, "batch", True),
-        (SPLITS[0], "flat", "batch", False),
-        (SPLITS[1], "flat", "batch", False),
+        (SPLITS[0], False, "batch", False, "lines"),
+        (SPLITS[1], True, "batch", True, "lines"),
+        (SPLITS[0], False, "batch", False, "compact"),
+        (SPLITS[1], False, "batch", False, "compact"),
+        (SPLITS[0], True, "batch", False, "compact"),
+        (SPLITS[1], True, "batch", False, "compact"),
+        (SPLITS[1], True, "group", False, "compact"),
+        (SPLITS[1], True, "none", False, "compact"),
+        (SPLITS[1], True, "batch", True, "compact"),
+        (SPLITS[0], "flat", "batch", False, "compact"),
+        (SPLITS[1], "flat", "batch", False, "compact"),
     ],
 )
 def test_gradient_is_reinforce_on_sampled_tokens(
-    tmp_path, monkeypatch, split, filtered, scale, engine_tokens
+    tmp_path, monkeypatch, split, filtered, scale, engine_tokens, style
 ):
     """Whole batch or accumulated micro-batches, with and without filtered responses."""
     rewards = [NAN if filtered and i in (6, 10) else r for i, r in enumerate(REWARDS)]
@@ -181,7 +185,7 @@ def test_gradient_is_reinforce_on_sampled_tokens(
         rewards[:4] = [1.0] * 4
     settings = {"engine_tokens": engine_tokens}
     trainer = make_trainer(
-        tmp_path, monkeypatch, rewards, settings=settings, scale_rewards=scale, **split
+        tmp_path, monkeypatch, rewards, "parallel", settings, style, scale_rewards=scale, **split
     )
     capture = Capture()
     trainer.add_callback(capture)

@@ -197,10 +197,7 @@ class SGLangEngine:
 
 
 def _sampling(settings: Settings) -> dict[str, Any]:
-    # Tags may be special tokens of the tokenizer, and SGLang's text is not to lack them.
-    text = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
-    own = {"max_new_tokens": settings.params.max_tokens, "custom_params": pack(settings)}
-    return text | own
+    return {"max_new_tokens": settings.params.max_tokens, "custom_params": pack(settings)}
 
 
 def _trajectory(output: Mapping[str, Any], prompt: Sequence[int]) -> Trajectory:

@@ -43,6 +43,9 @@ def family_of(client: Req, asked: object, scheduler: Scheduler) -> Family:
     served."""
     settings = unpack(asked, _defaults(client, scheduler))
     prompt, grammar = list(client.origin_input_ids), _grammar(settings, scheduler)
+    # Tags may be special tokens of the tokenizer, and the client's text is not to lack them.
+    client.sampling_params.skip_special_tokens = False
+    client.sampling_params.spaces_between_special_tokens = False
     given = [by_path for by_path in (settings.forced, settings.prefix) if by_path]
     size = scheduler.model_config.vocab_size
     for token in chain(prompt, *(ids for by_path in given for ids in by_path.values())):

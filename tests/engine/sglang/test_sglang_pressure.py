@@ -51,11 +51,13 @@ def replay(engine, t, mode="parallel"):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("running, chunk", [(3, -1), (12, 16)])
-def test_three_hundred_requests_in_a_small_pool(running, chunk, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "running, chunk, style", [(3, -1, "compact"), (12, 16, "compact"), (5, 9, "lines")]
+)
+def test_three_hundred_requests_in_a_small_pool(running, chunk, style, monkeypatch, tmp_path):
     """With SGLang's strict memory checks on (see CHECKS): any leak ends the test. SGLang is told
     to admit requests as if they hardly needed room, so that they get in each other's way."""
-    config = EngineConfig(max_depth=2)
+    config = EngineConfig(max_depth=2, style=style)
     rng = random.Random(7)
     trajectories = []
     for seed in range(25):

@@ -22,6 +22,7 @@ from npr_lib.engine.sglang.wire import (
     to_wire,
     unpack,
 )
+from npr_lib.reasoning.style import named
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 
 
@@ -43,7 +44,8 @@ def test_settings_survive_the_wire():
     params = SamplingParams(max_tokens=9, max_span=7, top_k=3, stop=("a", "b"), seed=2**64 - 1)
     paths = {(): [1, 2], ((0, 1), (2, 0)): [3]}
     settings = Settings(params, "sequential", 2**64 - 1, 4, 2, forced=paths, events=True)
-    for own in (settings, replace(settings, forced=None, prefix=paths)):
+    lines = replace(settings, style=named("lines", (1, 0, 7)))
+    for own in (settings, replace(settings, forced=None, prefix=paths), lines):
         assert unpack(json.loads(json.dumps(pack(own)))["npr"], {}) == own
     with pytest.raises(ValueError, match="unknown speed"):
         unpack({"speed": 3}, {"key": 0, "max_branches": 5, "max_depth": 1})
@@ -70,6 +72,12 @@ def test_settings_survive_the_wire():
         {"prefix": "[[[0], [1]]]"},
         {"prefix": "[[[[[0], 0]], [1]]]"},
         {"prefix": "[" * 100_000},
+        {"style": "line"},
+        {"style": ["lines"]},
+        {"style": "lines", "min_chars": 5},
+        {"style": "lines", "min_chars": "[1, 2]"},
+        {"style": "lines", "min_chars": [1, 2, -3]},
+        {"style": "lines", "min_chars": "[1, 2, 1e400]"},
     ],
 )
 def test_nonsense_is_answered_and_ends_nothing(asked):
@@ -83,7 +91,8 @@ def test_trajectories_and_events_survive_the_wire(monkeypatch):
     policy = random_policy(tokenizer)
     monkeypatch.setattr(Response, "forced_token", lambda self, branch: policy(self, branch))
     model = random_model(random.Random(0), tokenizer)
-    engine = TorchEngine(model, tokenizer, EngineConfig(max_depth=2))
+    config = EngineConfig(max_depth=2, style="lines", min_chars=(1, 2, 3))
+    engine = TorchEngine(model, tokenizer, config)
     greedy = SamplingParams(max_tokens=80, temperature=0.0)  # behaviour logprobs of -inf
     for t in engine.generate([[20, 21]], greedy, n=8):
         again = from_wire(json.loads(json.dumps(to_wire(t), allow_nan=False)), t.prompt_ids)
