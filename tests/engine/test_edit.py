@@ -12,15 +12,18 @@ from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine, edit
 from npr_lib.engine.branch import Response
 from npr_lib.reasoning.layout import by_branch, layout, sampled_tokens
 from npr_lib.reasoning.schema import parse
+from npr_lib.reasoning.style import STYLES
 from npr_lib.reasoning.tokens import TagIds, encode
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 TAGS = TagIds.from_tokenizer(TOKENIZER)
-PARAMS = SamplingParams(max_tokens=400)
-ENGINE = TorchEngine(
-    random_model(random.Random(0), TOKENIZER), TOKENIZER, EngineConfig(max_depth=2)
-)
+PARAMS = SamplingParams(max_tokens=900)
+MODEL = random_model(random.Random(0), TOKENIZER)
+ENGINES = {
+    style: TorchEngine(MODEL, TOKENIZER, EngineConfig(max_depth=2, style=style)) for style in STYLES
+}
+ENGINE = ENGINES["compact"]
 TEXT = (
     "<guideline><plan>1:A</plan><plan>2:B</plan><plan>3:C</plan></guideline>"
     "<step>1:1+1</step><step>2:2+2=4</step><step>3:3</step><takeaway>1;4</takeaway>"
@@ -49,18 +52,19 @@ def texts(draft):
     return {path: TOKENIZER.decode(ids) for path, ids in draft.items()}
 
 
-def test_a_cut_continued_with_the_same_seed_is_the_same_response(writer):
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_a_cut_continued_with_the_same_seed_is_the_same_response(writer, engine):
     """Every token drawn depends on its branch and index alone, so wherever a response is cut, going
     on gives it back; tokens of the prefix are marked as given."""
     rng = random.Random(3)
-    for i, t in enumerate(ENGINE.generate(["A=1+2"], PARAMS, n=6)):
+    for i, t in enumerate(engine.generate(["A=1+2"], PARAMS, n=6)):
         for index in sorted(rng.sample(range(t.work), 4)):
             draft = edit.cut(t, TOKENIZER, index)
             given = sum(map(len, draft.values()))
-            again = ENGINE.generate(["A=1+2"], PARAMS, n=i + 1, prefix=draft)[i]
+            again = engine.generate(["A=1+2"], PARAMS, n=i + 1, prefix=draft)[i]
             assert again.completion_ids == t.completion_ids and again.layout == t.layout
             assert sum(again.sampled) == sum(t.sampled) - given
-            check_against_dense(ENGINE.model, again)
+            check_against_dense(MODEL, again)
 
 
 def test_a_cut_keeps_what_did_not_see_the_token():
@@ -112,10 +116,11 @@ def test_edits_keep_parallel_branches_and_drop_what_saw_them():
         edit.cut(t, TOKENIZER, 10**6)
 
 
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 @pytest.mark.parametrize("kind", ["rewrite", "change", "drop", "takeaway"])
-def test_the_engine_goes_on_from_every_edit(kind, writer):
+def test_the_engine_goes_on_from_every_edit(kind, engine, writer):
     """What is kept stands in the new response, and its logprobs pass the dense oracle."""
-    for t in ENGINE.generate(["A=1+2"], PARAMS, n=8):
+    for t in engine.generate(["A=1+2"], PARAMS, n=8):
         if not t.num_branches or t.num_branches[0] < 2:
             continue
         path = ((0, 1),)
@@ -125,9 +130,9 @@ def test_the_engine_goes_on_from_every_edit(kind, writer):
             "drop": partial(edit.drop_branch, path=path),
             "takeaway": partial(edit.rewrite_takeaway, block=0, text="1;2;3"),
         }[kind](t, TOKENIZER)
-        (again,) = ENGINE.generate(["A=1+2"], PARAMS, prefix=draft)
-        check_against_dense(ENGINE.model, again)
-        block = parse(again.text, max_depth=2).blocks[0]
+        (again,) = engine.generate(["A=1+2"], PARAMS, prefix=draft)
+        check_against_dense(MODEL, again)
+        block = parse(again.text, max_depth=2, style=again.style).blocks[0]
         before = t.graph.blocks[0]
         if kind == "rewrite":
             assert block.steps[1].text == "8-7" and block.plans == before.plans

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from npr_lib.tasks import gym, problems
 from npr_lib.tasks.parts import task
 from npr_lib.tasks.parts.problems import parts_problem
+from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 from npr_lib.tasks.problems import (
     SPLITS,
     Problem,
@@ -271,6 +272,25 @@ def test_prompts_go_through_the_chat_template_when_there_is_one():
     assert build_prompt(problem, "Q {problem}", Tokenizer()) == "[user]Q 1+1[assistant]"
     plain = SimpleNamespace(chat_template=None)
     assert build_prompt(problem, "Q {problem}", plain) == "Q 1+1"
+
+
+def test_a_prompt_may_say_more_to_the_chat_template():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+        "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    )
+    problem = Problem("x", "1+1", "2")
+    assert build_prompt(problem, {"template": "Q {problem}"}, tokenizer) == "[user]Q 1+1[assistant]"
+    prompt = {"template": "Q {problem}", "system": "S", "chat": {"enable_thinking": False}}
+    expected = "[system]S[user]Q 1+1[assistant]<think></think>"
+    assert build_prompt(problem, prompt, tokenizer) == expected
+    for key in ("system", "chat"):
+        given = {"template": "{problem}", key: prompt[key]}
+        with pytest.raises(ValueError, match=rf"prompt\.{key} is for a chat template"):
+            build_prompt(problem, given, tiny_tokenizer())
+    with pytest.raises(ValueError, match=r"no {problem}: ''"):
+        build_prompt(problem, {"system": "S"}, tokenizer)
 
 
 def test_committed_sets_are_what_their_command_writes(capsys):

@@ -47,7 +47,9 @@ def profile(tmp_path):
     return replace(profile, model={"path": str(tmp_path / "mine")})
 
 
-def test_every_stage_takes_it(profile, tmp_path, monkeypatch):
+@pytest.mark.parametrize("style", [None, "lines"])
+def test_every_stage_takes_it(profile, tmp_path, monkeypatch, style):
+    profile = replace(profile, engine=replace(profile.engine, style=style))
     assert seed.train(make_stage(profile, tmp_path)) == tmp_path / "seed"
     dapo.train(make_stage(profile, tmp_path))
     zero = pd.read_parquet(tmp_path / "rollouts" / "npr_zero.parquet")
@@ -62,7 +64,12 @@ def test_every_stage_takes_it(profile, tmp_path, monkeypatch):
     assert (
         checkpoint_mode(beta) == "parallel" and checkpoint_mode(tmp_path / "seed") == "sequential"
     )
+    said = json.loads((beta / "npr.json").read_text())
+    assert said == {"mode": "parallel"} | ({"style": style} if style else {})
+    # from here on the checkpoint says it
+    profile = replace(profile, engine=replace(profile.engine, style=None))
     engine = load_engine(make_stage(profile, tmp_path), "npr_beta")
+    assert engine.style.name == (style or "compact")
     tags = TagIds.from_tokenizer(engine.tokenizer)
     assert tags.step >= len(bpe())
     policy = random_policy(engine.tokenizer)
@@ -71,7 +78,9 @@ def test_every_stage_takes_it(profile, tmp_path, monkeypatch):
     log = json.loads((npr / "log.jsonl").read_text().splitlines()[0])
     assert log["sampling/sampling_logp_difference/max"] < 1e-4 and log["trigger_rate"] > 0
     assert np.isfinite(log["grad_norm"])
-    assert evaluate(make_stage(profile, tmp_path), "npr")["triggered"].any()
+    assert json.loads((npr / "npr.json").read_text()) == said
+    frame = evaluate(make_stage(profile, tmp_path), "npr")
+    assert frame["triggered"].any() and set(frame["style"]) == {style or "compact"}
 
 
 def test_a_missing_model_is_named(profile, tmp_path):
@@ -114,6 +123,7 @@ def test_a_model_with_tags_that_says_no_mode_is_parallel_aloud(profile, tmp_path
     assert checkpoint_mode(mine) == "parallel"
     said = capsys.readouterr().out
     assert str(mine) in said and "parallel" in said and said.count("\n") == 1
+    assert "style compact" in said
     (mine / "npr.json").write_text('{"mode": "sequential"}')
     assert checkpoint_mode(mine) == "sequential" and not capsys.readouterr().out
 

@@ -17,10 +17,12 @@ from npr_lib import viz
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine, edit
 from npr_lib.engine.branch import Response
 from npr_lib.reasoning.layout import branch_paths, by_branch
+from npr_lib.reasoning.style import STYLES
 from npr_lib.reasoning.tokens import TagIds
 from npr_lib.reasoning.trajectory import from_row, to_rows
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 from npr_lib.viz.explorer import data, live
+from npr_lib.viz.explorer.what_if import edits
 from npr_lib.viz.explorer.widget import Explorer
 
 TOKENIZER = tiny_tokenizer()
@@ -261,6 +263,26 @@ def test_every_edit_gives_what_generate_gives(rollouts):
     }
     assert widget.table["columns"]["verdict"][5:7] == ["wrong", None]
     assert set(widget.table["groups"]) == {0}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_an_edit_begins_from_the_text_without_its_styles_white_space(writer, style):
+    engine = TorchEngine(ENGINE.model, TOKENIZER, EngineConfig(style=style))
+    end = "\n</step>" if style == "lines" else "</step>"
+    checked = 0
+    for t in engine.generate(["A=1+2"], PARAMS, n=4):
+        block = t.graph.blocks[0]
+        for segment in t.segments[1:]:
+            for one in edits(t, TOKENIZER, segment):
+                if one.label == "rewrite this branch" and segment.path[0][0] == 0:
+                    branch = segment.path[-1][1]
+                    assert one.text == block.steps[branch].text
+                    drafted = TOKENIZER.decode(one.prefix(one.text)[((0, branch),)])
+                    assert drafted == one.text + end
+                    checked += 1
+                elif one.label == "rewrite this takeaway" and segment is t.segments[-2]:
+                    assert one.text == t.graph.blocks[-1].takeaway
+    assert checked > 4
 
 
 def test_a_response_can_be_resampled_from_every_token(rollouts):

@@ -569,6 +569,10 @@ def test_overrides_are_yaml(toy):
         ("npr.span_bonuss=0.9", "did you mean npr.span_bonus?"),
         ("problems.dependant=0.75", "did you mean problems.dependent?"),
         ("model.hiden_size=3", "did you mean model.hidden_size?"),
+        ("prompt={template: x, sytem: y}", "'prompt.sytem'; did you mean prompt.system?"),
+        ("prompt={system: 3}", "prompt.system = 3: Input should be a valid string"),
+        ("engine.style=line", "engine.style = 'line': Input should be 'compact' or 'lines'"),
+        ("engine.min_chars=[3, -1, 3]", "min_chars = (3, -1, 3): expected three numbers"),
         ("evaluation=3", "evaluation is a section"),
         ("evaluation.samples", "not of the form KEY=VALUE"),
         ("evaluation.samples=[1", "not YAML"),
@@ -592,6 +596,15 @@ def test_a_misspelt_key_in_a_file_fails_at_once(tmp_path, key):
     path.write_text(f"problems: {{kind: parts}}\nmodel: {{path: m}}\nnpr: {{{key}}}\n")
     with pytest.raises(ProfileError, match="did you mean npr"):
         load_profile(path)
+
+
+def test_a_prompt_may_be_a_mapping(toy):
+    prompt = "{template: 'Q {problem}', system: S, chat: {enable_thinking: false}}"
+    profile = load_profile(toy, [f"prompt={prompt}", "engine.min_chars=[3, 6, 6]"])
+    given = {"template": "Q {problem}", "system": "S", "chat": {"enable_thinking": False}}
+    assert profile.prompt == given and profile.engine.min_chars == (3, 6, 6)
+    save_profile(profile, toy)
+    assert load_profile(toy) == profile
 
 
 def test_a_minimal_profile_is_whole(tmp_path):
