@@ -283,7 +283,10 @@ class Response:
             if branch.ended or branch.children:
                 branch.pending = []
             elif branch.sampled:
-                del branch.pending[:-1]
+                # What is written at a join may lie ahead of the frontier, where a budget cuts it.
+                run, head = branch.items[-1], 1 + len(self.grammar.writes.in_takeaway)
+                joined = isinstance(run, Run) and run.kind == "takeaway" and len(run.tokens) == head
+                del branch.pending[: -head if joined else -1]
         self.flush = []
         self.forwarded = 0
 

@@ -156,7 +156,10 @@ class Scheduler:
                     break
                 self._start(self.waiting[0])
                 self.waiting.popleft()
-        return self._fill_rows(self.max_step_tokens - used) + rows
+        rows = self._fill_rows(self.max_step_tokens - used) + rows
+        # One that was started with nothing to fill (a prefix of one token) has its turn at once.
+        ready = not rows and not self.beginners() and any(r.ready for r in self.running)
+        return self.plan() if ready and needs is not None else rows
 
     def beginners(self) -> list[Request]:
         """Running requests without a token whose prompt's logits are there."""

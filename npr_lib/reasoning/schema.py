@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from itertools import accumulate
 from typing import NamedTuple
 
 from npr_lib.reasoning.graph import (
@@ -50,6 +49,7 @@ from npr_lib.reasoning.graph import (
     last_boxed,
 )
 from npr_lib.reasoning.style import COMPACT, Style, pieces
+from npr_lib.reasoning.tags import TAG, lex, pair
 
 __all__ = [
     "LABEL",
@@ -68,7 +68,6 @@ __all__ = [
     "render",
 ]
 
-_TAG = re.compile(f"({'|'.join(TAGS)})")
 MAX_LISTED = 100  # violations of one kind: more make a text neither more broken nor more readable
 _ITEMS = ("plan", "step", "takeaway")
 _SHORT = {name: ViolationKind(f"short_{name}") for name in _ITEMS}
@@ -144,33 +143,6 @@ class _Zone(NamedTuple):
     stop: int
 
 
-def _lex(text: str, look_alikes: frozenset[int]) -> tuple[list[str], list[int], list[int]]:
-    """The tags that are not look-alikes: names, first and last-plus-one characters."""
-    pieces = _TAG.split(text)  # text, tag, text, ..., tag, text
-    offsets = list(accumulate(map(len, pieces)))
-    tags = zip(pieces[1::2], offsets[0::2], offsets[1::2], strict=False)  # one offset to spare
-    kept = [tag for tag in tags if tag[1] not in look_alikes]
-    return [name for name, _, _ in kept], [start for _, start, _ in kept], [end for *_, end in kept]
-
-
-def _pair(names: list[str]) -> list[int]:
-    """For every opening plan, step and takeaway the number of its closing tag, else 0."""
-    closed_by = [0] * len(names)
-    following = {"<plan>": 0, "<takeaway>": 0}  # the next tag of that name, if it is a closing one
-    unpaired: list[int] = []  # </step>, read from the end
-    for i in range(len(names) - 1, -1, -1):
-        name = names[i]
-        if name == "</step>":
-            unpaired.append(i)
-        elif name == "<step>":
-            closed_by[i] = unpaired.pop() if unpaired else 0
-        elif name == "</plan>" or name == "</takeaway>":
-            following["<" + name[2:]] = i
-        elif name in following:
-            closed_by[i], following[name] = following[name], 0
-    return closed_by
-
-
 class _Parser:
     """Recursive descent over the tags, numbered from 1 (0 and `last` mark the ends of the text).
 
@@ -194,15 +166,15 @@ class _Parser:
         self.listed = dict.fromkeys(ViolationKind, 0)
         look_alikes = frozenset(spelled)
         for offset in look_alikes:
-            if offset < 0 or not _TAG.match(text, offset):
+            if offset < 0 or not TAG.match(text, offset):
                 raise ValueError(f"spelled: no tag at offset {offset} of the text")
             self.report(ViolationKind.SPELLED_TAG, offset, "a tag spelled with ordinary tokens")
         # arrays of strings and offsets, not objects: half the time on a text full of tags
-        names, starts, ends = _lex(text, look_alikes)
+        names, starts, ends = lex(text, look_alikes)
         self.names = ["", *names, ""]
         self.starts, self.ends = [0, *starts, len(text)], [0, *ends, len(text)]
         self.last = len(names) + 1
-        self.closed_by = _pair(self.names)
+        self.closed_by = pair(self.names)
 
     def report(self, kind: ViolationKind, offset: int, message: str) -> None:
         if self.listed[kind] < MAX_LISTED:

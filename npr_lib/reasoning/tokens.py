@@ -6,7 +6,6 @@ forks on an id, the layout reads ids, and no BPE merge can straddle a piece the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass
 
@@ -15,8 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npr_lib.reasoning.schema import TAGS, ReasoningGraph, render
 from npr_lib.reasoning.style import COMPACT, Style, pieces
-
-TAG_PATTERN = re.compile("|".join(re.escape(tag) for tag in TAGS))
+from npr_lib.reasoning.tags import TAG
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +168,7 @@ def decode_with_tags(
         nonlocal length
         if piece:
             decoded = tokenizer.decode(piece, skip_special_tokens=False)
-            spelled.extend(length + match.start() for match in TAG_PATTERN.finditer(decoded))
+            spelled.extend(length + match.start() for match in TAG.finditer(decoded))
             parts.append(decoded)
             length += len(decoded)
             piece.clear()

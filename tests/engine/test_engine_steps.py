@@ -751,21 +751,21 @@ def test_a_cut_trajectory_goes_on_as_it_was(monkeypatch, depth, style):
     whole = [t for t in engine.generate(PROMPTS, params) if t.finish_reason == "stop"]
     assert len(whole) > 3 and any(len(p) == depth for t in whole for p in by_path(t))
     last = max(len(t.prompt_ids) + t.span for t in whole)
-    for position in range(0, last - 1, 11):
+    for position in range(0, last - 1, 11 if style == "compact" else 37):
         open_ = [t for t in whole if position < len(t.prompt_ids) + t.span - 1]
         go_on(engine, open_, [cut_at(t, position) for t in open_], params)
     rng = random.Random(depth)
     limits = {"num_slots": 500, "max_step_tokens": 13, "style": style}
     tight = make_engine(seed=2, max_depth=depth, **limits)
     unequal = 0
-    for i in range(10):
+    for i in range(10 if style == "compact" else 4):
         cuts = [random_cut(rng, t) for t in whole]
         pairs = zip(whole, cuts, strict=True)
         open_ = [(t, c) for t, c in pairs if sum(map(len, c.values())) < t.sampled.count(True)]
         unequal += sum(len({len(v) for p, v in c.items() if p}) > 1 for _, c in open_)
         if open_:
             go_on((engine, tight)[i % 2], *map(list, zip(*open_, strict=True)), params)
-    assert unequal > 3
+    assert unequal > 1
     ends = cut_at(whole[0], last)
     with pytest.raises(ValueError, match="prefix: it already ends"):
         engine.generate([whole[0].prompt_ids], params, prefix=ends)
@@ -836,6 +836,35 @@ def test_a_nested_fork_resumes_in_a_pool_of_its_own_size(monkeypatch):
         engine.weights_changed()
         run(engine)
         assert_same(request.trajectory, whole)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_join_that_waits_resumes_in_a_pool_of_its_own_size(monkeypatch, style):
+    """The first branch has joined a block of its own and waits for the second: what the engine
+    wrote there may lie beyond the budget, and then takes no slot. Preempted at any step since."""
+    trunk, inner = ids_of(block("1:", "2:")), ids_of(block("1:", "2:", "3:"))
+    end = ids_of("7</step>")
+    nested = {((0, 0), (0, i)): end for i in range(3)}
+    write_script(monkeypatch, {(): trunk, ((0, 0),): inner, ((0, 1),): ids_of("A" * 60), **nested})
+    for budget in range(len(trunk) + 66, len(trunk) + 72):
+        params = SamplingParams(max_tokens=budget)
+        (whole,) = make_engine(max_depth=2, style=style).generate(["A"], params)
+        for steps in range(whole.span - 7, whole.span):
+            engine = make_engine(max_depth=2, num_slots=1 + budget, style=style)
+            (request,) = engine.submit(["A"], params)
+            for _ in range(steps):
+                engine.step()
+            engine.weights_changed()
+            run(engine)
+            assert_same(request.trajectory, whole)
+
+
+def test_samples_of_a_prefix_of_one_token_wait_for_each_other():
+    """The second finds the prompt computed, and has nothing to fill."""
+    engine = make_engine(max_running=1)
+    prefix = {(): ids_of("<guideline>")}
+    trajectories = engine.generate(["A"], SamplingParams(max_tokens=9), n=3, prefix=prefix)
+    assert [t.completion_ids[0] for t in trajectories] == [TAG_IDS.guideline] * 3
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,20 @@ def profile(tmp_path):
     return replace(profile, model={"path": str(tmp_path / "mine")})
 
 
-@pytest.mark.parametrize("style", [None, "lines"])
+def test_the_style_that_a_profile_names_is_trained_saved_and_read_back(profile, tmp_path):
+    lines = replace(profile, engine=replace(profile.engine, style="lines"))
+    seed.train(make_stage(lines, tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "seed")
+    prompt = tokenizer.encode("A=1;", add_special_tokens=False)
+    pd.DataFrame([{"prompt_ids": prompt, "text": RESPONSE}] * 8).to_parquet(
+        tmp_path / "rejection.parquet"
+    )
+    beta = sft.train(make_stage(lines, tmp_path))
+    assert json.loads((beta / "npr.json").read_text()) == {"mode": "parallel", "style": "lines"}
+    assert load_engine(make_stage(profile, tmp_path), "npr_beta").style.name == "lines"
+
+
+@pytest.mark.parametrize("style", [None, pytest.param("lines", marks=pytest.mark.slow)])
 def test_every_stage_takes_it(profile, tmp_path, monkeypatch, style):
     profile = replace(profile, engine=replace(profile.engine, style=style))
     assert seed.train(make_stage(profile, tmp_path)) == tmp_path / "seed"
