@@ -66,7 +66,7 @@ def style_of(tokenizer: PreTrainedTokenizerBase) -> tuple[Style, str]:
     (the chat template tells nothing, theirs is that of any Qwen3), `add_tag_tokens` makes them
     ordinary ones.
     """
-    said = _said(tokenizer.name_or_path)
+    said = _said(tokenizer.name_or_path) if tokenizer.name_or_path else None
     if said is not None:
         return named(said.get("style", COMPACT.name)), "as its npr.json says"
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}

@@ -12,6 +12,7 @@ from releases import (
     release,
 )
 from test_engine_oracle import check_against_dense
+from test_tokens import bpe
 from transformers import AutoTokenizer
 
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine, edit
@@ -27,13 +28,18 @@ def folder(request, tmp_path_factory):
     return release(tmp_path_factory.mktemp("release"), TOKENIZERS[request.param]())
 
 
-def test_a_release_without_npr_json_is_decoded_in_its_style_and_it_is_said(folder, capsys):
+def test_a_release_without_npr_json_is_decoded_in_its_style_and_it_is_said(
+    folder, capsys, tmp_path, monkeypatch
+):
     assert checkpoint_mode(folder) == "parallel"
     said = capsys.readouterr().out
     assert "parallel" in said and "style lines" in said and "special tokens" in said
     model, tokenizer = load_checkpoint(folder)
     assert TorchEngine(model, tokenizer).style == LINES
     assert TorchEngine(model, tokenizer, EngineConfig(style="compact")).style == COMPACT
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "npr.json").write_text('{"mode": "parallel", "style": "lines"}')
+    assert style_of(bpe())[0] == COMPACT, "a tokenizer from no folder has no npr.json"
     shorter = TorchEngine(model, tokenizer, EngineConfig(min_chars=(1, 1, 1))).style
     assert (shorter.name, shorter.min_chars) == ("lines", (1, 1, 1))
 

@@ -170,11 +170,13 @@ def test_requests_that_cannot_be_served_are_refused(pair):
     assert engine.report()["num_used"] == engine.report()["families"] == 0
 
 
-def test_a_stream_tells_what_happens(pair, monkeypatch):
+@pytest.mark.parametrize("style", STYLES)
+def test_a_stream_tells_what_happens(pair, style, monkeypatch):
     """Token events in the order they happened rebuild the response; Fork and Join come where the
     embedded engine tells them; closing the stream leaves nothing behind."""
     model, engine = pair
-    trajectories = written_by_policy(model, monkeypatch, 2, CONFIG, {"max_tokens": 150}, n=1)
+    config = replace(CONFIG, style=style)
+    trajectories = written_by_policy(model, monkeypatch, 2, config, {"max_tokens": 150}, n=1)
     settings = [engine.replay_settings(t, "parallel") for t in trajectories]
     prompts = [t.prompt_ids for t in trajectories]
     told = list(engine._stream(7, prompts, [replace(own, events=True) for own in settings]))
