@@ -207,15 +207,14 @@ def _pieces(
 ) -> Iterator[tuple[int, int, int]]:
     """The ids from `start` on cut into tags (at `indices`), `<step>` and `</step>` with the style's
     white space that belongs to them, and the runs between: start, end, index of the tag if any."""
+    before, after = writes.before_step, writes.after_step
     for index in indices:
         first, last = index, index + 1
-        if ids[index] == tags.step:
-            first -= len(writes.before_step)
-            if first < start or tuple(ids[first:index]) != writes.before_step:
-                first = index
-        elif ids[index] == tags.step_end:
-            after = slice(last, last + len(writes.after_step))
-            last += len(writes.after_step) if tuple(ids[after]) == writes.after_step else 0
+        if before and ids[index] == tags.step:
+            head = max(start, index - len(before))
+            first = head if tuple(ids[head:index]) == before else index
+        elif after and ids[index] == tags.step_end:
+            last += len(after) if tuple(ids[last : last + len(after)]) == after else 0
         if first > start:
             yield start, first, start
         yield first, last, index

@@ -18,8 +18,9 @@ from transformers import AutoTokenizer
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine, edit
 from npr_lib.engine.checkpoint import checkpoint_mode, load_checkpoint, save_model, style_of
 from npr_lib.reasoning.layout import sampled_tokens
-from npr_lib.reasoning.schema import TAGS
+from npr_lib.reasoning.schema import TAGS, parse
 from npr_lib.reasoning.style import COMPACT, LINES
+from npr_lib.reasoning.tokens import encode
 from npr_lib.train.sft import example
 
 
@@ -109,3 +110,23 @@ def test_edits_write_the_style(folder, monkeypatch):
     (new,) = engine.generate([t.prompt_ids], SamplingParams(max_tokens=150), prefix=again)
     assert "</step>\n<takeaway>\nother</takeaway>" in new.text
     check_against_dense(model, new)
+
+
+@pytest.mark.parametrize("style", ["compact", "lines"])
+@pytest.mark.parametrize(
+    "label", ["1:", " 1 : ", "\n1:", "1.", "**1:**", "1\uff1a", "(1):", "01:", "2:", "\u0661:", ":"]
+)
+def test_engine_and_parser_agree_on_what_an_index_is(folder, label, style):
+    """The engine forks where the parser finds no fault with the plan, and nowhere else."""
+    model, tokenizer = load_checkpoint(folder)
+    engine = TorchEngine(model, tokenizer, EngineConfig(style=style, min_chars=(1, 1, 1)))
+    guideline = f"<guideline><plan>{label} plan x</plan></guideline>"
+    prefix = {(): encode(guideline, tokenizer)}
+    kinds = {str(v.kind) for v in parse(guideline, style=engine.style).violations}
+    params = SamplingParams(max_tokens=len(prefix[()]) + 12)
+    if "plan_index" in kinds:
+        with pytest.raises(ValueError, match=r"it already ends \(plan_index"):
+            engine.generate(["x"], params, prefix=prefix)
+        return
+    (t,) = engine.generate(["x"], params, prefix=prefix)
+    assert t.num_branches == [1]
