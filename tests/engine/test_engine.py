@@ -16,6 +16,8 @@ from npr_lib.engine.scheduler import Scheduler
 from npr_lib.reasoning.layout import causal_layout, dense_mask
 from npr_lib.reasoning.style import STYLES
 from npr_lib.reasoning.tokens import TagIds, encode
+from npr_lib.reasoning.trajectory import from_row
+from npr_lib.rewards import format_reward
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -90,6 +92,22 @@ def assert_near_tie(model, params, a, b, sample_index):
     noise = gumbels([key], [t], 1 + np.arange(len(logits))[None])[0]
     top = (logits / params.temperature + torch.from_numpy(noise)).topk(2).values
     assert top[0] - top[1] < 1e-4
+
+
+@pytest.mark.parametrize("mode", ["parallel", "sequential"])
+def test_least_lengths_of_the_configuration_reach_the_format_reward(monkeypatch, mode):
+    text = "<guideline><plan>1:AB</plan></guideline><step>1:7+8</step><takeaway>15</takeaway>"
+    ids = encode(text + "\\boxed{15}<eos>", TOKENIZER)
+    write_with(monkeypatch, lambda self, branch: ids[len(branch.sampled)])
+    if mode == "parallel":
+        step, takeaway = ids.index(TAGS.step), ids.index(TAGS.takeaway)
+        own = {(): ids[:step] + ids[takeaway + 1 :], ((0, 0),): ids[step + 3 : takeaway]}
+        write_with(monkeypatch, lambda self, branch: own[branch.path][len(branch.sampled)])
+    for least, reward in [(None, 0), ((2, 3, 2), 0), ((3, 3, 2), -0.4), ((3, 4, 3), -1.2)]:
+        engine = make_engine(min_chars=least)
+        (t,) = engine.generate(["A"], SamplingParams(max_tokens=50), mode=mode)
+        assert t.text == text + "\\boxed{15}" and format_reward(t.graph) == reward
+        assert from_row(t.to_row()).graph == t.graph
 
 
 def test_garbage_never_breaks_the_engine(monkeypatch):

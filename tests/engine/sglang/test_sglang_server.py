@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
@@ -129,9 +130,11 @@ def test_what_cannot_be_served_is_refused_with_its_reason(url):
         post(url + "/generate", body)
 
 
-def test_an_openai_client_gets_the_whole_text(url, monkeypatch):
+@pytest.mark.parametrize("style", ["compact", "lines"])
+def test_an_openai_client_gets_the_whole_text(url, style, monkeypatch):
     """Streamed or not: the text with its tags, in the final order of the tokens."""
-    trajectories = written_by_policy(MODEL, monkeypatch, 2, CONFIG, {"max_tokens": 150}, n=2)
+    config = replace(CONFIG, style=style)
+    trajectories = written_by_policy(MODEL, monkeypatch, 2, config, {"max_tokens": 250}, n=2)
     t = max((t for t in trajectories if t.finish_reason == "stop"), key=lambda t: t.work)
     assert t.num_branches
     engine = SGLangEngine(url=url, config=CONFIG)
