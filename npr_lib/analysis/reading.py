@@ -66,6 +66,11 @@ DECODINGS = (("T = 1", False), ("greedy", True))
 """What a decoding is called, and whether it is greedy."""
 
 
+def decoding(temperature: float) -> str:
+    """What decoding at a temperature is called."""
+    return "greedy" if temperature == 0 else f"T = {temperature:g}"
+
+
 def decoded(frame: pd.DataFrame, greedy: bool) -> pd.DataFrame:
     """The rows that were decoded greedily (T = 0), or the others."""
     return frame[(frame["temperature"] == 0) == greedy]
