@@ -261,9 +261,8 @@ def _write_page(notebook: Path, run_dir: Path) -> None:
 def _begin_manifest(job: Job, profile: str, overrides: list[str]) -> None:
     """Describe the run anew, keeping what is known of its stages, in their order."""
     known = manifest.read(job.run_dir).get("stages", {})
-    given = {key.strip(): value for key, _, value in (text.partition("=") for text in overrides)}
-    seeds = {"run": job.profile.random_seed}
-    described = manifest.describe(job.root, job.run_dir.name, profile, given, seeds)
+    seed = job.profile.random_seed
+    described = manifest.describe(job.root, job.run_dir.name, profile, overrides, seed)
     names = [notebook.name for notebook in job.notebooks]
     described["stages"] = {name: known[name] for name in names if name in known}
     manifest.write(job.run_dir, described)

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import pytest
 from pages import is_local, sources
 
+from npr_lib.files import set_aside
 from npr_lib.workbench import manifest, pages, stages
 from npr_lib.workbench.pages.notebook import FIGURE, WIDGET
 
@@ -53,7 +54,7 @@ def run_dir(tmp_path):
     folder = tmp_path / "toy"
     for name in ("html", "metrics", "notebooks"):
         (folder / name).mkdir(parents=True)
-    described = manifest.describe(tmp_path, "toy", "toy.yaml", {"beta.word": "<y>"}, {"run": 0})
+    described = manifest.describe(tmp_path, "toy", "toy.yaml", ["beta.word=<y>"], 0)
     attempt = {"status": "done", "start": "then", "end": "now", "seconds": 75.0}
     described["stages"] = {name: {"runs": [attempt], **attempt} for name in NAMES}
     manifest.write(folder, described)
@@ -285,6 +286,18 @@ def test_a_page_of_no_stage_is_linked_as_one(run_dir):
     (run_dir / "html" / "12_ablations.html").touch()
     text = pages.write_index(run_dir).read_text()
     assert "Beside the stages" in text and 'href="html/12_ablations.html"' in text
+
+
+def test_what_reruns_set_aside_is_listed(run_dir):
+    assert "Set aside" not in (run_dir / "index.html").read_text()
+    for name in ("npr/weights", "rollouts/eval_npr.parquet"):
+        (run_dir / name).parent.mkdir()
+        (run_dir / name).touch()
+    moved = [set_aside(run_dir / name) for name in ("npr", "rollouts/eval_npr.parquet")]
+    listed = pages.write_index(run_dir).read_text().split("Set aside")[1]
+    links = re.findall(r'href="([^"]+)"', listed)
+    assert links == [path.relative_to(run_dir).as_posix() for path in moved]
+    assert (run_dir / links[0] / "weights").exists()
 
 
 def test_the_same_records_give_the_same_index(run_dir):

@@ -42,11 +42,17 @@ def write_index(run_dir: Path) -> Path:
         headline_is_late=why(HEADLINE),
         explore=existing(EXPLORE),
         others=[path for path in pages if Path(path).stem not in stages],
+        aside=[path.relative_to(run_dir).as_posix() for path in _aside(run_dir)],
         metrics=[path for path in (*metrics, "speed.json") if existing(path)],
     )
     target = run_dir / "index.html"
     target.write_text(page(f"NPR Workbench: {run['run']}", body), encoding="utf-8")
     return target
+
+
+def _aside(run_dir: Path) -> list[Path]:
+    """What reruns replaced (`files.set_aside`), in the run's folder and in those in it."""
+    return sorted([*run_dir.glob("aside/*"), *run_dir.glob("*/aside/*")])
 
 
 def _headline(run_dir: Path) -> dict[str, tuple[list, list[list]]]:
