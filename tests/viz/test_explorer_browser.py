@@ -346,10 +346,10 @@ tokenizer = AutoTokenizer.from_pretrained({str(run_dir / "npr")!r})"""
 
 ONE = """
 from npr_lib import viz
-from npr_lib.analysis import tables
+from npr_lib.analysis import reading
 from npr_lib.reasoning.trajectory import from_row
-frame = tables.read_responses({run!r}, where='stage == "npr"')
-tokenizer = tables.read_tokenizer({run!r})
+frame = reading.read_responses({run!r}, where='stage == "npr"')
+tokenizer = reading.read_tokenizer({run!r})
 for number in (0, 2):
     display(viz.response(from_row(frame.iloc[number]), tokenizer, frame["problem"].iloc[number]))
 """

@@ -21,7 +21,7 @@ const nats = (values) => `mean ${number(mean(values))}, most ${number(largest(va
 const chanceOf = (surprise) => `p = ${number(100 * Math.exp(-surprise), 1)} %`;
 
 // hovered(token or null): the pointer is on a token of the text. edits: what can be done with the
-// segment, with its pane; a click on a token says where a resampling begins.
+// segment, with its pane, or null; a click on a token says where a resampling begins.
 export function makeDetail(tip, hovered, edits) {
   const head = element("div", { class: "npr-facts" });
   const text = element("div", { class: "npr-text", dir: "auto" });
@@ -29,7 +29,7 @@ export function makeDetail(tip, hovered, edits) {
     "section",
     { class: "npr-detail", "aria-label": "selected segment" },
     head,
-    edits.pane,
+    edits?.pane ?? null,
     text,
   );
   const watcher = new IntersectionObserver(
@@ -171,7 +171,7 @@ export function makeDetail(tip, hovered, edits) {
     text.querySelector(".npr-from")?.classList.remove("npr-from");
     begin = token === begin ? null : token;
     text.querySelector(`[data-token="${begin}"]`)?.classList.add("npr-from");
-    edits.start(begin, segment.tokens[begin - segment.start]);
+    edits?.start(begin, segment.tokens[begin - segment.start]);
   }
 
   function warning({ kind, message }) {
