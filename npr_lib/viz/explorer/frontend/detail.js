@@ -9,6 +9,7 @@ import {
   mean,
   number,
   sampled,
+  stepName,
   surprise,
   values,
 } from "./scale.js";
@@ -80,7 +81,7 @@ export function makeDetail(tip, hovered, edits) {
       tokens: `${size.toLocaleString("en")} (index ${segment.start}–${segment.end - 1})`,
       positions: `${first}–${last}`,
       "KV slots": `${size.toLocaleString("en")} own, ${segment.shared.toLocaleString("en")} shared`,
-      "decode steps": steps(),
+      [`${stepName(record)}s`]: steps(),
       surprise: surprises.length ? nats(surprises) : null,
       entropy: entropies.length ? nats(entropies) : null,
       sampled: own.length ? `${own.filter(Boolean).length} of ${own.length}` : null,
@@ -209,6 +210,11 @@ export function makeDetail(tip, hovered, edits) {
     return node;
   }
 
+  function writer(own) {
+    if (own === null) return "";
+    return own ? "sampled by the policy" : "written by the engine";
+  }
+
   function known(t, i) {
     const logprob = surprise(record, t);
     const open = entropy(record, t);
@@ -218,9 +224,9 @@ export function makeDetail(tip, hovered, edits) {
         ? ""
         : `−log p ${number(logprob)} nats (${chanceOf(logprob)})`,
       open === null ? "" : `entropy ${number(open)} nats`,
-      own === null ? "prompt" : own ? "sampled by the policy" : "written by the engine",
+      t < record.prompt_len ? "prompt" : writer(own),
       `token ${t}, position ${segment.positions[0] + i}`,
-      own === null ? "" : `decode step ${record.steps[t - record.prompt_len]}`,
+      t < record.prompt_len ? "" : `${stepName(record)} ${record.steps[t - record.prompt_len]}`,
     ];
   }
 }

@@ -119,8 +119,9 @@ export function mount(root, source, shown = null) {
 
   // The quantities that some response has.
   function offer(select) {
-    const { columns, entropies } = source.table;
+    const { columns, entropies, logprobs } = source.table;
     const known = { advantage: columns.advantage, entropy: entropies };
+    Object.assign(known, { surprise: logprobs, worst: logprobs, sampled: logprobs });
     const names = Object.keys(QUANTITIES).filter((name) => known[name] ?? !(name in known));
     const chosen = select.value || names[0];
     const options = names.map((name) => element("option", { value: name }, QUANTITIES[name].name));

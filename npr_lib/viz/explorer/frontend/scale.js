@@ -22,12 +22,15 @@ const signed = (top) => (value) =>
 
 // What a record holds of a token of the completion, in its own unit; null where it isn't known.
 const read = (field, unit) => (record, t) => {
-  const value = record[field][t - record.prompt_len];
+  const value = record[field][t - record.prompt_len]; // of what is not known there is no list
   return value === null || value === undefined ? null : value / unit;
 };
 const surprise = read("logprobs", -1000);
 const entropy = read("entropies", 1000);
 const sampled = read("sampled", 1);
+
+// What a step is of: the engine that decoded the record, or the ideal one of a text.
+const stepName = (record) => (record.ideal ? "ideal step" : "decode step");
 
 // values of the tokens of a segment that have one
 function values(record, segment, token) {
@@ -107,4 +110,4 @@ export const QUANTITIES = {
   },
 };
 
-export { entropy, largest, mean, number, sampled, surprise, values };
+export { entropy, largest, mean, number, sampled, stepName, surprise, values };

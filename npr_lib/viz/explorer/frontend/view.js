@@ -34,8 +34,8 @@ function titleOf({ columns, size }, row) {
   const parts = ["stage", "checkpoint", "step"]
     .filter((name) => columns[name])
     .map((name) => columns[name][row]);
-  if (columns.temperature)
-    parts.push(columns.temperature[row] === 0 ? "greedy" : `T = ${columns.temperature[row]}`);
+  const temperature = columns.temperature?.[row] ?? null;
+  if (temperature !== null) parts.push(temperature === 0 ? "greedy" : `T = ${temperature}`);
   if (columns.sample) parts.push(`sample ${columns.sample[row]}`);
   return visible(parts.join(" · ") || (size > 1 ? `rollout ${row}` : ""));
 }
@@ -156,9 +156,7 @@ export function makeView(tip, source, views, heard) {
       record.mode === "sequential" && blocks.size
         ? "written as branches, decoded one after the other"
         : "",
-      record.ended === null
-        ? "decoding …"
-        : `${record.mode}, ended: ${visible(shortened(record.ended, 80))}`,
+      ending(),
       record.violations.length ? `⚠ ${plural(record.violations.length, "violation")}` : "",
     ];
     head.replaceChildren(
@@ -192,6 +190,12 @@ export function makeView(tip, source, views, heard) {
           : null,
       ),
     );
+  }
+
+  function ending() {
+    const { ended, ideal, mode } = record;
+    if (ideal) return `as ideal parallel decoding${ended ? `, ended: ${visible(ended)}` : ""}`;
+    return ended === null ? "decoding …" : `${mode}, ended: ${visible(shortened(ended, 80))}`;
   }
 
   function others() {
