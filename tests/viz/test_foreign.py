@@ -105,6 +105,9 @@ ARRANGEMENTS = {
     "side by side": lambda rows: "\ufeff" + "".join(map(json.dumps, rows)),
     "held": lambda rows: json.dumps({"model": "m", "accuracy": 0.5, "results": rows}),
     "keyed": lambda rows: json.dumps({f"p{i}": row for i, row in enumerate(rows)}),
+    "by benchmark": lambda rows: json.dumps(
+        {"aime": {"results": rows[:1]}, "amc": {"outputs": rows[1:], "accuracy": 1}}
+    ),
 }
 
 
@@ -119,9 +122,16 @@ def test_every_arrangement_of_a_file_holds_the_same_responses(tmp_path, capsys, 
     assert frame["text"].tolist() == [row["output"] for row in RECORDS]
     assert frame["problem"].tolist() == [row["question"] for row in RECORDS]
     assert frame["answer"].tolist() == ["6", "5"] and frame["accuracy"].tolist() == [1.0, 1.0]
+    if name == "by benchmark":
+        assert frame["stage"].tolist() == ["aime", "amc"]
     assert frame["num_branches"].tolist() == [[2], []] and frame["step"].tolist() == [3, 3]
     told = "2 responses: responses in 'output', problems in 'question', answers in 'gts'"
     assert capsys.readouterr().out == f"{path}, {told}\n"
+
+
+def test_a_list_of_texts_is_enough(tmp_path):
+    path = save(tmp_path / "made.json", json.dumps([RELEASE, "plain"]))
+    assert viz.read_texts(path)["text"].tolist() == [RELEASE, "plain"]
 
 
 @pytest.mark.parametrize(

@@ -127,13 +127,22 @@ def _records(path: Path) -> list[Row]:
     values = list(_json_values(path))
     if len(values) == 1 and isinstance(values[0], list):
         (values,) = values
-    elif len(values) == 1 and isinstance(values[0], dict) and _first(values[0], TEXTS) is None:
+    elif len(values) == 1 and isinstance(values[0], dict) and not _is_record(values[0]):
         values = _held(values[0], path)
+    values = [{"text": value} if isinstance(value, str) else value for value in values]
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
             kind = type(value).__name__
             raise WorkbenchError(f"{path}, record {number}: expected an object, not a {kind}")
     return values
+
+
+def _is_record(value: Row) -> bool:
+    """Whether it holds responses, and not records that do."""
+    if (name := _first(value, TEXTS)) is None:
+        return False
+    nested = any(isinstance(one, dict) for one in _listed(value[name]))
+    return not nested or _first(value, (*PROBLEMS, *ANSWERS)) is not None
 
 
 def _json_values(path: Path) -> Iterator[Any]:
@@ -156,15 +165,22 @@ def _json_values(path: Path) -> Iterator[Any]:
         yield value
 
 
-def _held(whole: dict[str, Any], path: Path) -> list[Any]:
-    """The records that one object holds: in a list of them, or each under a key of its own."""
+def _held(whole: Row, path: Path) -> list[Any]:
+    """The records that one object holds: in a list of them, or each under a key of its own, of the
+    problem or of what holds records in turn (a benchmark)."""
     lists = [v for v in whole.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
     if len(lists) == 1:
         return lists[0]
-    if whole and all(isinstance(value, dict) for value in whole.values()):
-        return [{"problem_id": key, **value} for key, value in whole.items()]
-    has = ", ".join(whole) or "nothing"
-    raise WorkbenchError(f"{path}: an object with {has} holds no records of responses")
+    if not whole or not all(isinstance(value, dict) for value in whole.values()):
+        has = ", ".join(whole) or "nothing"
+        raise WorkbenchError(f"{path}: an object with {has} holds no records of responses")
+    found: list[Any] = []
+    for key, value in whole.items():
+        if _is_record(value):
+            found.append({"problem_id": key, **value})
+        else:
+            found += [{"stage": key, **row} for row in _held(value, path)]
+    return found
 
 
 def _at(record: Any, name: str | None) -> Any:
