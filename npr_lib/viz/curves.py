@@ -76,7 +76,6 @@ def _check(runs: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> None:
 
 
 def _finish(figure: go.Figure, runs: Mapping, title: str, rows: int) -> go.Figure:
-    panel_titles = figure.layout.annotations
     theme.style(
         figure,
         title,
@@ -86,8 +85,7 @@ def _finish(figure: go.Figure, runs: Mapping, title: str, rows: int) -> go.Figur
         hovermode="closest",
         showlegend=len(runs) > 1,
     )
-    for heading, axis in zip(panel_titles, figure.select_xaxes(), strict=False):
-        heading.update(font={"size": 13}, x=axis.domain[0], xanchor="left")
+    theme.headings_left(figure)
     theme.legend_below_title(figure)
     last = max(run["step"].max() for run in runs.values())
     figure.update_xaxes(showgrid=False, range=[0, 1.03 * last])

@@ -52,7 +52,6 @@ def ladder(
             points, labels = _dots(rows, checkpoints, shift, i, decoding(temperature))
             points.showlegend = col == 1
             figure.add_traces([points, labels], rows=1, cols=col)
-    headings = figure.layout.annotations
     theme.style(
         figure,
         f"{', '.join(names)} by checkpoint".capitalize(),
@@ -61,8 +60,7 @@ def ladder(
         margin={"l": 12, "r": 16, "t": 112, "b": 48},
         hovermode="closest",
     )
-    for heading, axis in zip(headings, figure.select_xaxes(), strict=True):
-        heading.update(font={"size": 13}, x=axis.domain[0], xanchor="left")
+    theme.headings_left(figure)
     theme.legend_below_title(figure)
     theme.row_axis(figure, checkpoints)
     figure.update_xaxes(title="share (%)", tickvals=[0, 25, 50, 75, 100], range=[-4, 124])
@@ -152,9 +150,7 @@ def paired(
             hovertext=f"{theme.escape(name)}: {label}",
             hoverinfo="text",
         )
-        figure.add_annotation(
-            x=1, xref="paper", xanchor="left", y=i, text=label, showarrow=False, xshift=10
-        )
+        theme.beside_row(figure, i, label)
     theme.style(
         figure,
         title,

@@ -114,6 +114,18 @@ def row_axis(figure: go.Figure, names: Iterable[str], **place: int) -> None:
     figure.update_yaxes(**axis, showgrid=False, **place)
 
 
+def headings_left(figure: go.Figure) -> None:
+    """Panels' titles above their left edges, in the place of plotly's middle; before any note."""
+    for heading, axis in zip(figure.layout.annotations, figure.select_xaxes(), strict=False):
+        heading.update(font={"size": 13}, x=axis.domain[0], xanchor="left")
+
+
+def beside_row(figure: go.Figure, row: int, text: str) -> None:
+    """A note at the right of a row, outside of the axes."""
+    place = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 9, "y": row}
+    figure.add_annotation(**place, text=text, showarrow=False)
+
+
 def whiskers(low: Any, value: Any, high: Any, color: str) -> dict[str, Any]:
     """Error bars from `low` to `high` around values, one each."""
     reach = {"array": np.subtract(high, value), "arrayminus": np.subtract(value, low)}
