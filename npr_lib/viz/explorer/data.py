@@ -179,9 +179,7 @@ def record(
         "segments": nodes,
         "edges": _edges(segments),
         "lanes": [lane_name(one) for one in lanes],
-        "logprobs": _thousandths(trajectory.logprobs) if known else [],
-        "entropies": _thousandths(trajectory.entropies) if known else [],
-        "sampled": [int(own) for own in trajectory.sampled] if known else [],
+        **(_chosen(trajectory) if known else {"logprobs": [], "entropies": [], "sampled": []}),
         "steps": trajectory.decode_steps,
         "prompt_len": len(trajectory.prompt_ids),
         "work": trajectory.work,
@@ -191,6 +189,15 @@ def record(
         "ended": ended if isinstance(ended, str) else None,  # missing where nobody knows it
         "boxed": trajectory.graph.boxed,
         "violations": _violations(trajectory, nodes),
+    }
+
+
+def _chosen(trajectory: Trajectory) -> dict[str, list[Any]]:
+    """What the policy's choices were made with."""
+    return {
+        "logprobs": _thousandths(trajectory.logprobs),
+        "entropies": _thousandths(trajectory.entropies),
+        "sampled": [int(own) for own in trajectory.sampled],
     }
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, count, zip_longest
 
+import numpy as np
+
 from npr_lib.reasoning.layout import BranchPath, Layout, Segment, SegmentKind, extend_segments
 from npr_lib.reasoning.schema import Block, ReasoningGraph
 from npr_lib.reasoning.trajectory import Trajectory
@@ -50,6 +52,34 @@ def written_segments(
             texts.append("")
         texts[-1] += token
     return segments, texts
+
+
+def parallel_layout(segments: Sequence[Segment]) -> Layout:
+    """Positions and visibility of a tree of segments, which begins at token 0: those of design
+    section 4, whatever the tags are made of and whether or not the blocks are whole."""
+    n, depth = segments[-1].end, max(len(segment.path) for segment in segments)
+    positions, hidden = np.zeros(n, np.int64), np.zeros((depth, n, 2), np.int32)
+    last: dict[BranchPath, int] = {(): -1}  # position of the last token of a branch
+    joined: dict[BranchPath, int] = {}  # largest position in the blocks that a branch has joined
+    begun: dict[BranchPath, int] = {}  # first token of a branch
+    opened: dict[int, int] = {}  # first token of a block's branches
+    for _, path, start, end in segments:
+        for level, (block, _) in enumerate(path):
+            outer, branch = path[:level], path[: level + 1]
+            if block not in opened:
+                opened[block] = start
+                last[outer] = max(last[outer], joined.pop(outer, -1))
+            if branch not in last:
+                last[branch], begun[branch] = last[outer], start
+        first = max(last[path], joined.pop(path, -1)) + 1
+        positions[start:end] = np.arange(first, first + end - start)
+        last[path] = first + end - start - 1
+        for level, (block, _) in enumerate(path):
+            outer, branch = path[:level], path[: level + 1]
+            joined[outer] = max(joined.get(outer, -1), last[path])
+            if begun[branch] > opened[block]:
+                hidden[level, start:end] = opened[block], begun[branch]
+    return Layout(positions, hidden, 0, list(segments))
 
 
 def _cuts(
