@@ -69,6 +69,22 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="RUN", help="name or folder of a run")
     report.set_defaults(command=_report)
 
+    _add_explore(commands)
+    _add_bench(commands)
+
+    server = commands.add_parser(
+        "serve",
+        help="SGLang's own server, taught to fork and join",
+        description="Serve a model by stock SGLang with the NPR plugin (docs/sglang.md). What "
+        "follows the model is handed on to SGLang: --port 30000 --tp-size 2 ...",
+    )
+    server.add_argument("model", metavar="MODEL", help="folder or hub name of a model")
+    server.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="SGLang's options")
+    server.set_defaults(command=_serve)
+    return top
+
+
+def _add_explore(commands: argparse._SubParsersAction) -> None:
     explore = commands.add_parser(
         "explore",
         help="look at the responses of a run, or of a file made elsewhere",
@@ -92,18 +108,6 @@ def parser() -> argparse.ArgumentParser:
         help="only some responses, such as \"stage == 'npr' and accuracy == 0\"",
     )
     explore.set_defaults(command=_explore)
-    _add_bench(commands)
-
-    server = commands.add_parser(
-        "serve",
-        help="SGLang's own server, taught to fork and join",
-        description="Serve a model by stock SGLang with the NPR plugin (docs/sglang.md). What "
-        "follows the model is handed on to SGLang: --port 30000 --tp-size 2 ...",
-    )
-    server.add_argument("model", metavar="MODEL", help="folder or hub name of a model")
-    server.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="SGLang's options")
-    server.set_defaults(command=_serve)
-    return top
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
