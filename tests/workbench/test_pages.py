@@ -209,25 +209,6 @@ def test_both_causes_of_a_diamond_are_named_once():
     }
 
 
-def test_a_stage_said_to_be_stale_counts_with_its_reason():
-    reason = "changed sections: beta"
-    found = pages.out_of_date(
-        {
-            "a": entry(outputs=["x"], stale=True, reason=reason),
-            "b": entry(inputs=["x"], stale=True),
-            "c": entry(inputs=["x"]),
-            "d": entry(stale=False, reason=reason),
-            "e": entry("failed", stale=True, reason=reason),
-        }
-    )
-    assert found == {
-        "a": reason,
-        "b": "it is out of date",
-        "c": "it depends on a, which is out of date",
-        "e": "it failed",
-    }
-
-
 def test_folders_patterns_and_circles():
     stages = {
         "a": entry("failed", ["z"], ["models/*", "a"]),
@@ -272,14 +253,12 @@ def test_the_index_says_at_its_head_what_failed_and_marks_what_is_of_an_earlier_
     assert rows["90_report"].startswith("done") and "late" in rows["90_report"]
 
 
-def test_the_headline_is_of_the_report_also_where_nothing_says_so(run_dir):
+def test_a_stage_without_a_page_is_linked_to_its_notebook(run_dir):
     (run_dir / "html" / "90_report.html").unlink()
-    index = reindex(run_dir, {"90_report": {"status": "interrupted", "seconds": None}})
+    changes = {"status": "interrupted", "seconds": None, "outputs": ["metrics/headline.json"]}
+    index = reindex(run_dir, {"90_report": changes})
     assert 'class="old"' in index and "90_report was interrupted (<a href=" in index
     assert 'href="notebooks/90_report.ipynb">its notebook' in index
-    stale = {"status": "done", "stale": True, "reason": "changed <source>"}
-    index = reindex(run_dir, {"90_report": stale})
-    assert "changed &lt;source&gt;" in index and "Not finished" not in index
 
 
 def test_a_page_of_no_stage_is_linked_as_one(run_dir):

@@ -10,8 +10,6 @@ from npr_lib.workbench.pages.state import ENDED_BADLY, out_of_date, touch
 from npr_lib.workbench.pages.template import page, render
 
 HEADLINE = "metrics/headline.json"
-REPORT = "90_report"
-"""The stage that makes the headline, where the manifest doesn't say who does."""
 
 
 def write_index(run_dir: Path) -> Path:
@@ -25,8 +23,6 @@ def write_index(run_dir: Path) -> Path:
     def why(path: str) -> str | None:
         """Why a file is out of date: for the reason its maker is."""
         makers = [name for name, stage in stages.items() if touch([path], stage.get("outputs", ()))]
-        if path == HEADLINE and not makers:
-            makers = [REPORT]
         return next((late[name] for name in makers if name in late), None)
 
     metrics = [f"metrics/{path.name}" for path in sorted((run_dir / "metrics").glob("*.json"))]
