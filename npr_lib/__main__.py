@@ -18,6 +18,7 @@ NPR Workbench: train small models that reason in parallel branches, and look at 
   python -m npr_lib run --profile tiny        the same again: goes on where it stopped
   python -m npr_lib run --profile tiny --run wide -p npr.grpo.max_steps=60
   python -m npr_lib explore tiny              JupyterLab on the rollouts of that run
+  python -m npr_lib explore results.json      a page on responses made elsewhere
   python -m npr_lib bench                     the engine against transformers, on this machine
   python -m npr_lib serve MODEL               stock SGLang's server with the NPR plugin
 """
@@ -68,16 +69,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="RUN", help="name or folder of a run")
     report.set_defaults(command=_report)
 
-    explore = commands.add_parser("explore", help="look at the responses of a run")
-    explore.add_argument("run", metavar="RUN", help="name or folder of a run")
-    explore.add_argument("--html", metavar="FILE", type=Path, help="write one page instead")
-    explore.add_argument(
-        "--where",
-        metavar="ROWS",
-        default="",
-        help="only some responses, such as \"stage == 'npr' and accuracy == 0\"",
-    )
-    explore.set_defaults(command=_explore)
+    _add_explore(commands)
     _add_bench(commands)
 
     server = commands.add_parser(
@@ -90,6 +82,32 @@ def parser() -> argparse.ArgumentParser:
     server.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="SGLang's options")
     server.set_defaults(command=_serve)
     return top
+
+
+def _add_explore(commands: argparse._SubParsersAction) -> None:
+    explore = commands.add_parser(
+        "explore",
+        help="look at the responses of a run, or of a file made elsewhere",
+        description="Open JupyterLab on the responses of a run, or write one page of them. Of a "
+        "FILE with responses made elsewhere (JSON however it is arranged, or parquet) the page "
+        "shows what parallel decoding would make of them; it lies beside the file.",
+    )
+    explore.add_argument("run", metavar="RUN|FILE", help="name or folder of a run, or a file")
+    explore.add_argument("--html", metavar="PAGE", type=Path, help="write one page instead")
+    explore.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        type=Path,
+        help="of the model that wrote the FILE: a folder, or a tokenizer.json [words are tokens]",
+    )
+    explore.add_argument("--column", metavar="NAME", help="where the FILE has them [found]")
+    explore.add_argument(
+        "--where",
+        metavar="ROWS",
+        default="",
+        help="only some responses, such as \"stage == 'npr' and accuracy == 0\"",
+    )
+    explore.set_defaults(command=_explore)
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
@@ -154,6 +172,14 @@ def _report(options: argparse.Namespace) -> None:
 def _explore(options: argparse.Namespace) -> None:
     from npr_lib.workbench import pipeline
 
+    file = Path(options.run)
+    if file.is_file() or file.suffix in (".json", ".jsonl", ".parquet"):
+        target = options.html or file.with_name(f"{file.name}.html")
+        pipeline.explore_texts(file, target, options.tokenizer, options.column, options.where)
+        print(relative(target))
+        return
+    if options.tokenizer or options.column:
+        raise WorkbenchError(f"{options.run} is no file: --tokenizer and --column are for one")
     run_dir = pipeline.find_run(options.run)
     if options.html is None:
         notebook = pipeline.explorer(run_dir, options.where)

@@ -70,6 +70,35 @@ QUANTITIES = {
 """Metric (without its @k) -> how it is shown. Shares come first."""
 
 
+LOGGED = {
+    "reward": Quantity("mean reward"),
+    "eval_reward": Quantity("validation reward"),
+    "eval_loss": Quantity("validation loss", unit="nats / token"),
+    "entropy": Quantity("policy entropy", unit="nats / token"),
+    "entropy/tags": Quantity("entropy at tags", unit="nats / token"),
+    "entropy/others": Quantity("entropy elsewhere", unit="nats / token"),
+    "grad_norm": Quantity("gradient norm"),
+    "learning_rate": Quantity("learning rate"),
+    "accuracy": QUANTITIES["avg"],
+    "format": QUANTITIES["format_pass"],
+    "format_reward": Quantity("format reward"),
+    "trigger_rate": QUANTITIES["trigger_rate"],
+    "kept_share": share("kept responses"),
+    "zero_variance_groups": share("groups of equal rewards"),
+    "branches": QUANTITIES["branches_per_block"],
+    "blocks": QUANTITIES["blocks"],
+    "work": Quantity("work", unit="tokens / response"),
+    "span": Quantity("span", unit="tokens / response"),
+    "mean_token_accuracy": share("token accuracy"),
+}
+"""Name in a training log -> how it is shown, where not under that name."""
+
+
+def logged(name: str) -> Quantity:
+    """How a column of a training log is shown."""
+    return LOGGED.get(name, Quantity(name))
+
+
 def quantity(metric: str) -> Quantity:
     """How a metric of the ladder is shown; one's own under its own name, with two digits."""
     return QUANTITIES.get(metric.split("@")[0], Quantity(metric))

@@ -44,13 +44,18 @@ def read_responses(
         frame if "stage" in frame else frame.assign(stage=path.stem)
         for frame, path in zip(frames, paths, strict=True)
     ]
-    frame = pd.concat(named, ignore_index=True)
+    return chosen(pd.concat(named, ignore_index=True), where, pattern)
+
+
+def chosen(frame: pd.DataFrame, where: str, source: str) -> pd.DataFrame:
+    """The rows that `where` chooses, in the language of `DataFrame.query`; empty: all. source: what
+    the rows are of, for the message of the WorkbenchError when it can't be read or leaves none."""
     try:
         frame = frame.query(where) if where else frame
     except (KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
         raise WorkbenchError(f"{where!r} does not choose rows: {error}") from error
     if frame.empty:
-        raise WorkbenchError(f"no response in {pattern}" + (f" where {where}" if where else ""))
+        raise WorkbenchError(f"no response in {source}" + (f" where {where}" if where else ""))
     return frame
 
 
@@ -64,6 +69,11 @@ def read_tokenizer(run_dir: Path) -> PreTrainedTokenizerBase:
 
 DECODINGS = (("T = 1", False), ("greedy", True))
 """What a decoding is called, and whether it is greedy."""
+
+
+def decoding(temperature: float) -> str:
+    """What decoding at a temperature is called."""
+    return "greedy" if temperature == 0 else f"T = {temperature:g}"
 
 
 def decoded(frame: pd.DataFrame, greedy: bool) -> pd.DataFrame:

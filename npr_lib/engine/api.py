@@ -110,7 +110,6 @@ class EngineStats:
 
     steps: int = 0
     forwarded: int = 0  # tokens through the model
-    completed: int = 0  # tokens of finished responses
     responses: int = 0
     seconds: float = 0.0
     peak_slots: int = 0

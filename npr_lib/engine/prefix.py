@@ -92,7 +92,8 @@ class PrefixTree:
 
     def evict(self, count: int) -> None:
         """Free at least `count` cached slots, or all there are."""
-        leaves = [(n.used, id(n), n) for n in self._nodes() if not n.locks and not n.children]
+        every = _nodes_from(*self.root.children.values())
+        leaves = [(n.used, id(n), n) for n in every if not n.locks and not n.children]
         heapq.heapify(leaves)
         while count > 0 and leaves:
             node = heapq.heappop(leaves)[-1]
@@ -108,10 +109,7 @@ class PrefixTree:
         node = self._locate(ids[:length])
         known = sum(len(n.ids) for n in node.path())
         if known == length < len(ids) and ids[length] in node.children:
-            stack = [node.children[ids[length]]]
-            while stack:
-                child = stack.pop()
-                stack += child.children.values()
+            for child in _nodes_from(node.children[ids[length]]):
                 self._remove(child)
 
     def _remove(self, node: Node) -> None:
@@ -120,13 +118,6 @@ class PrefixTree:
         del node.parent.children[node.ids[0]]
         self.pool.num_cached -= len(node.ids)
         self.pool.release(node.segment)
-
-    def _nodes(self) -> Iterator[Node]:
-        stack = list(self.root.children.values())
-        while stack:
-            node = stack.pop()
-            stack += node.children.values()
-            yield node
 
     def _walk(self, ids: Sequence[int]) -> Iterator[tuple[Node, int]]:
         """The nodes along `ids`, each with how many of its tokens agree."""
@@ -159,3 +150,12 @@ class PrefixTree:
         del node.segment.slots[:count]
         upper.children[node.ids[0]] = node
         return upper
+
+
+def _nodes_from(*nodes: Node) -> Iterator[Node]:
+    """These nodes and all below them, each before its children."""
+    stack = [*nodes]
+    while stack:
+        node = stack.pop()
+        stack += node.children.values()
+        yield node

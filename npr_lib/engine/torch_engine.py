@@ -400,7 +400,6 @@ class TorchEngine:
                 raise
             self.scheduler.finish(request)
             self.stats.responses += 1
-            self.stats.completed += request.trajectory.work
             response.emit(Finish, response.root, request.trajectory)
 
 

@@ -69,12 +69,12 @@ def train(
             f"{name}: validation.problems = {section.validation.problems}, but the validation "
             f"split has {len(validation)} (problems.validation)"
         )
-    arguments(name, folder, section, fields, stage.seed)  # before anything is begun
+    args = arguments(name, section, fields, stage.seed)  # before anything is begun
     training = begin_training(folder, start, _identity(stage, recipe, fields, problems))
     if training.done:
         _gather_rollouts(folder, stage.run_dir)
         return folder
-    args = arguments(name, training.work, section, fields, stage.seed)
+    args.output_dir = str(training.work)
     model, tokenizer = load_trainable(start)
     with rollout_engine(model, tokenizer, profile.engine, start) as engine:
         trainer = RolloutTrainer(
@@ -133,11 +133,9 @@ def fixed_fields(
     return {**section.grpo, **fixed}
 
 
-def arguments(
-    name: str, folder: Path, section: Reinforcement, fields: dict[str, Any], seed: int
-) -> GRPOConfig:
-    """TRL's arguments; WorkbenchError unless rollout batches begin and end with optimizer steps,
-    and checkpoints with rollout batches."""
+def arguments(name: str, section: Reinforcement, fields: dict[str, Any], seed: int) -> GRPOConfig:
+    """TRL's arguments, but for where to write; WorkbenchError unless rollout batches begin and end
+    with optimizer steps, and checkpoints with rollout batches."""
     every = section.validation.every
     try:
         args = GRPOConfig(
@@ -151,7 +149,6 @@ def arguments(
                 "load_best_model_at_end": True,
                 "metric_for_best_model": "eval_reward",
                 **fields,
-                "output_dir": str(folder),
                 "seed": seed,
                 "temperature": section.sampling.temperature,
                 "max_completion_length": section.sampling.max_tokens,

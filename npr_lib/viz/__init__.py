@@ -2,6 +2,7 @@
 
     response                                             one trajectory
     explore, page                                        rollouts, to click through
+    read_texts                                           responses made elsewhere, for those two
     live, what_if                                        the same with an engine at work
     slips, doubt                                         where a trajectory may have gone wrong
     curves                                               a training log
@@ -17,6 +18,7 @@ fetch nothing.
 from npr_lib.viz.adaptivity import adaptivity
 from npr_lib.viz.curves import curves
 from npr_lib.viz.explorer.data import page
+from npr_lib.viz.explorer.foreign import read_texts
 from npr_lib.viz.explorer.live import live
 from npr_lib.viz.explorer.response import response
 from npr_lib.viz.explorer.suspects import doubt, slips
@@ -37,6 +39,7 @@ __all__ = [
     "live",
     "page",
     "paired",
+    "read_texts",
     "response",
     "slips",
     "speed",

@@ -11,8 +11,6 @@ from plotly.subplots import make_subplots
 from npr_lib.analysis.metrics import interval
 from npr_lib.viz import theme
 
-SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross")
-
 
 def adaptivity(frames: Mapping[str, pd.DataFrame]) -> go.Figure:
     """Width and depth of the responses against what their problems allow.
@@ -65,18 +63,12 @@ def _points(frame: pd.DataFrame, x: str, name: str, series: int, shift: float) -
     return go.Scatter(
         x=table["x"] + shift,
         y=table["mean"],
-        error_y={
-            "array": table["high"] - table["mean"],
-            "arrayminus": table["mean"] - table["low"],
-            "color": color,
-            "thickness": 1.6,
-            "width": 0,
-        },
+        error_y=theme.whiskers(table["low"], table["mean"], table["high"], color),
         mode="lines+markers",
         name=theme.escape(name),
         legendgroup=theme.escape(name),
         line={"color": color, "width": 1.6},
-        marker={"size": 9, "symbol": SYMBOLS[series % len(SYMBOLS)], "color": color},
+        marker={"size": 9, "symbol": theme.SYMBOLS[series % len(theme.SYMBOLS)], "color": color},
         hovertext=[
             f"{theme.escape(name)}: {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}], "
             f"{row.responses} responses"

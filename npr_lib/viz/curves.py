@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from npr_lib.analysis.quantities import logged
 from npr_lib.viz import theme
 
 ACROSS = 3
@@ -18,29 +19,6 @@ NO_PANELS = {
     "margin": {"t": 78, "b": 0},
     "xaxis": {"visible": False},
     "yaxis": {"visible": False},
-}
-# name in the log: (what to call it, unit). Shares are shown in %.
-QUANTITIES = {
-    "reward": ("mean reward", ""),
-    "eval_reward": ("validation reward", ""),
-    "loss": ("loss", ""),
-    "eval_loss": ("validation loss", "nats / token"),
-    "entropy": ("policy entropy", "nats / token"),
-    "entropy/tags": ("entropy at tags", "nats / token"),
-    "entropy/others": ("entropy elsewhere", "nats / token"),
-    "grad_norm": ("gradient norm", ""),
-    "learning_rate": ("learning rate", ""),
-    "accuracy": ("accuracy", "%"),
-    "format": ("format pass", "%"),
-    "format_reward": ("format reward", ""),
-    "trigger_rate": ("parallel trigger rate", "%"),
-    "kept_share": ("kept responses", "%"),
-    "zero_variance_groups": ("groups of equal rewards", "%"),
-    "branches": ("branches per block", ""),
-    "blocks": ("blocks per response", ""),
-    "work": ("work", "tokens / response"),
-    "span": ("span", "tokens / response"),
-    "mean_token_accuracy": ("token accuracy", "%"),
 }
 
 
@@ -98,7 +76,6 @@ def _check(runs: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> None:
 
 
 def _finish(figure: go.Figure, runs: Mapping, title: str, rows: int) -> go.Figure:
-    panel_titles = figure.layout.annotations
     theme.style(
         figure,
         title,
@@ -108,8 +85,7 @@ def _finish(figure: go.Figure, runs: Mapping, title: str, rows: int) -> go.Figur
         hovermode="closest",
         showlegend=len(runs) > 1,
     )
-    for heading, axis in zip(panel_titles, figure.select_xaxes(), strict=False):
-        heading.update(font={"size": 13}, x=axis.domain[0], xanchor="left")
+    theme.headings_left(figure)
     theme.legend_below_title(figure)
     last = max(run["step"].max() for run in runs.values())
     figure.update_xaxes(showgrid=False, range=[0, 1.03 * last])
@@ -118,12 +94,13 @@ def _finish(figure: go.Figure, runs: Mapping, title: str, rows: int) -> go.Figur
 
 
 def _is_share(column: str) -> bool:
-    return QUANTITIES.get(column, ("", ""))[1] == "%"
+    return logged(column).unit == "%"
 
 
 def _panel_title(column: str) -> str:
-    name, unit = QUANTITIES.get(column, (column, ""))
-    return f"<b>{theme.escape(name)}</b>{f' ({unit})' if unit not in ('', '%') else ''}"
+    shown = logged(column)
+    unit = f" ({shown.unit})" if shown.unit not in ("", "%") else ""
+    return f"<b>{theme.escape(shown.heading)}</b>{unit}"
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

@@ -10,17 +10,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from npr_lib.analysis.metrics import Estimate, efficiency
+from npr_lib.analysis.quantities import quantity
+from npr_lib.analysis.reading import decoding
 from npr_lib.viz import theme
 
 ROW = 46  # px
-HEADINGS = {
-    "avg": "accuracy",
-    "best": "best of k",
-    "maj": "majority vote",
-    "format_pass": "format pass",
-    "trigger_rate": "parallel trigger rate",
-    "wide_block_share": "blocks of ≥ 2 branches",
-}
 
 
 def ladder(
@@ -30,8 +24,8 @@ def ladder(
 
     Args:
         table: what `metrics.ladder` returns.
-        metrics: shares among its metrics (`HEADINGS`); "avg", "best", "maj" stand for whatever k
-            a checkpoint has.
+        metrics: shares among its metrics; "avg", "best", "maj" stand for whatever k a checkpoint
+            has.
 
     Raises:
         ValueError: a metric is not in the table, or no share.
@@ -39,42 +33,38 @@ def ladder(
     checkpoints = list(table["checkpoint"].unique())
     decodings = sorted(table["temperature"].unique(), reverse=True)
     kinds = table["metric"].str.split("@").str[0]
-    missing = [name for name in metrics if name not in HEADINGS or name not in set(kinds)]
+    shares = [kind for kind in kinds.unique() if quantity(kind).unit == "%"]
+    missing = [name for name in metrics if name not in shares]
     if missing or not metrics:
-        raise ValueError(f"{missing} are no shares of this table: choose of {list(HEADINGS)}")
+        raise ValueError(f"{missing} are no shares of this table: choose of {shares}")
+    names = [quantity(metric).heading for metric in metrics]
     figure = make_subplots(
         cols=len(metrics),
         shared_yaxes=True,
         horizontal_spacing=0.05,
-        subplot_titles=[f"<b>{HEADINGS[metric]}</b>" for metric in metrics],
+        subplot_titles=[f"<b>{name}</b>" for name in names],
     )
     for col, metric in enumerate(metrics, start=1):
         chosen = table[kinds == metric]
         for i, temperature in enumerate(decodings):
             shift = 0.17 * (2 * i - (len(decodings) - 1))
             rows = chosen[chosen["temperature"] == temperature].dropna(subset="value")
-            points, labels = _dots(rows, checkpoints, shift, i, _decoding(temperature))
+            points, labels = _dots(rows, checkpoints, shift, i, decoding(temperature))
             points.showlegend = col == 1
             figure.add_traces([points, labels], rows=1, cols=col)
-    headings = figure.layout.annotations
     theme.style(
         figure,
-        f"{', '.join(HEADINGS[metric] for metric in metrics)} by checkpoint".capitalize(),
+        f"{', '.join(names)} by checkpoint".capitalize(),
         f"{_sample_counts(table)}; lines: 95 % bootstrap over problems",
         height=ROW * len(checkpoints) + 170,
         margin={"l": 12, "r": 16, "t": 112, "b": 48},
         hovermode="closest",
     )
-    for heading, axis in zip(headings, figure.select_xaxes(), strict=True):
-        heading.update(font={"size": 13}, x=axis.domain[0], xanchor="left")
+    theme.headings_left(figure)
     theme.legend_below_title(figure)
     theme.row_axis(figure, checkpoints)
     figure.update_xaxes(title="share (%)", tickvals=[0, 25, 50, 75, 100], range=[-4, 124])
     return figure
-
-
-def _decoding(temperature: float) -> str:
-    return "greedy" if temperature == 0 else f"T = {temperature:g}"
 
 
 def _sample_counts(table: pd.DataFrame) -> str:
@@ -83,7 +73,7 @@ def _sample_counts(table: pd.DataFrame) -> str:
     parts = [f"{problems} problems"]
     for temperature, samples in counts.items():
         n = " or ".join(map(str, sorted(samples)))
-        where = "greedy" if temperature == 0 else f"at {_decoding(temperature)}"
+        where = "greedy" if temperature == 0 else f"at {decoding(temperature)}"
         parts.append(f"{n} sample{'s' * (n != '1')} {where}")
     return ", ".join(parts)
 
@@ -98,7 +88,7 @@ def _dots(
     points = go.Scatter(
         x=values,
         y=heights,
-        error_x=_whiskers(100 * rows["low"], values, highs, color),
+        error_x=theme.whiskers(100 * rows["low"], values, highs, color),
         mode="markers",
         name=name,
         legendgroup=name,
@@ -106,10 +96,11 @@ def _dots(
             "size": 10,
             "color": color if series == 0 else "rgba(0,0,0,0)",
             "line": {"color": color, "width": 2},
-            "symbol": ("circle", "diamond", "square", "triangle-up")[series % 4],
+            "symbol": theme.SYMBOLS[series % len(theme.SYMBOLS)],
         },
         hovertext=[
-            f"{theme.escape(row.checkpoint)}, {name}: {_percent(row)}" for row in rows.itertuples()
+            f"{theme.escape(row.checkpoint)}, {name}: {quantity(row.metric).text(row)} %"
+            for row in rows.itertuples()
         ],
         hoverinfo="text",
     )
@@ -129,21 +120,6 @@ def _dots(
 def _short_percent(value: float) -> str:
     """Whole percents, but 0 and 100 only where they are exact."""
     return f"{value:.0f}" if value in (0, 100) or 0.5 <= value < 99.5 else f"{value:.1f}"
-
-
-def _percent(row) -> str:
-    return f"{100 * row.value:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-
-
-def _whiskers(low, value, high, color: str) -> dict:
-    return {
-        "type": "data",
-        "array": np.asarray(high) - np.asarray(value),
-        "arrayminus": np.asarray(value) - np.asarray(low),
-        "color": color,
-        "thickness": 1.6,
-        "width": 0,
-    }
 
 
 def paired(
@@ -168,15 +144,13 @@ def paired(
         figure.add_scatter(
             x=[e.value],
             y=[i],
-            error_x=_whiskers([e.low], [e.value], [e.high], color),
+            error_x=theme.whiskers([e.low], [e.value], [e.high], color),
             mode="markers",
             marker={"size": 11, "color": color},
             hovertext=f"{theme.escape(name)}: {label}",
             hoverinfo="text",
         )
-        figure.add_annotation(
-            x=1, xref="paper", xanchor="left", y=i, text=label, showarrow=False, xshift=10
-        )
+        theme.beside_row(figure, i, label)
     theme.style(
         figure,
         title,

@@ -99,15 +99,7 @@ def branches(frames: Mapping[str, pd.DataFrame]) -> go.Figure:
     )
     for row, count in enumerate(counts.values()):
         total = int(count.sum())
-        figure.add_annotation(
-            x=1,
-            xref="paper",
-            xanchor="left",
-            xshift=8,
-            y=row,
-            text=f"{total:,} blocks" if total else "no block",
-            showarrow=False,
-        )
+        theme.beside_row(figure, row, f"{total:,} blocks" if total else "no block")
     figure.update_xaxes(title="share of blocks (%)", range=[0, 100], showgrid=False)
     theme.row_axis(figure, counts)
     return figure

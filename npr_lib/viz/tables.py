@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pandas as pd
 
-SHARES = ("avg", "best", "maj", "format_pass", "trigger_rate", "wide_block_share")
+from npr_lib.analysis.quantities import QUANTITIES, quantity
+from npr_lib.analysis.reading import decoding
 
 
 def table(ladder: pd.DataFrame) -> pd.DataFrame:
@@ -17,31 +15,18 @@ def table(ladder: pd.DataFrame) -> pd.DataFrame:
     undefined values are "–". avg@k keeps its k, so sampled and greedy accuracy are two columns.
     """
     cells = ladder.assign(
-        cell=[_cell(row) for row in ladder.itertuples()],
-        decoding=["greedy" if t == 0 else f"T = {t:g}" for t in ladder["temperature"]],
-        metric=[f"{name} (%)" if is_share(name) else name for name in ladder["metric"]],
+        cell=[quantity(row.metric).text(row) for row in ladder.itertuples()],
+        decoding=[decoding(temperature) for temperature in ladder["temperature"]],
     )
     rows = cells[["checkpoint", "decoding"]].drop_duplicates().itertuples(index=False, name=None)
     columns = sorted(cells["metric"].unique(), key=_place)
     wide = cells.pivot(index=["checkpoint", "decoding"], columns="metric", values="cell")
     wide = wide.reindex(index=list(rows), columns=columns).fillna("–")
-    return wide.rename_axis(columns=None)
+    wide.columns = [f"{name} (%)" if quantity(name).unit == "%" else name for name in columns]
+    return wide
 
 
 def _place(metric: str) -> tuple[int, int]:
-    """Shares first in the order above, larger k before smaller; the rest as they come."""
-    name, _, k = metric.removesuffix(" (%)").partition("@")
-    return SHARES.index(name) if name in SHARES else len(SHARES), -int(k or 0)
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric's values are shares in [0, 1], shown in %."""
-    return metric.split("@")[0] in SHARES
-
-
-def _cell(row: Any) -> str:
-    if np.isnan(row.value):
-        return "–"
-    scale, digits = (100, 1) if is_share(row.metric) else (1, 2)
-    value, low, high = (f"{scale * x:.{digits}f}" for x in (row.value, row.low, row.high))
-    return f"{value} [{low}, {high}]"
+    """In the order of `QUANTITIES`, larger k before smaller; one's own last, as they come."""
+    name, _, k = metric.partition("@")
+    return [*QUANTITIES, name].index(name), -int(k) if k.isdigit() else 0

@@ -9,6 +9,7 @@ import html
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 INK = "#757a83"
@@ -18,6 +19,7 @@ BLACK, WHITE = "#16181c", "#ffffff"
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY = "#E69F00", "#56B4E9"
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross")  # of a series, too
 
 # A kind of segment has one colour in every picture of a trajectory.
 KINDS = {"prompt": "#8f949c", "guideline": BLUE, "step": ORANGE, "takeaway": GREEN, "text": PURPLE}
@@ -110,6 +112,24 @@ def row_axis(figure: go.Figure, names: Iterable[str], **place: int) -> None:
     rows = list(range(len(labels)))
     axis = {"tickvals": rows, "ticktext": labels, "range": [len(labels) - 0.5, -0.5]}
     figure.update_yaxes(**axis, showgrid=False, **place)
+
+
+def headings_left(figure: go.Figure) -> None:
+    """Panels' titles above their left edges, in the place of plotly's middle; before any note."""
+    for heading, axis in zip(figure.layout.annotations, figure.select_xaxes(), strict=False):
+        heading.update(font={"size": 13}, x=axis.domain[0], xanchor="left")
+
+
+def beside_row(figure: go.Figure, row: int, text: str) -> None:
+    """A note at the right of a row, outside of the axes."""
+    place = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 9, "y": row}
+    figure.add_annotation(**place, text=text, showarrow=False)
+
+
+def whiskers(low: Any, value: Any, high: Any, color: str) -> dict[str, Any]:
+    """Error bars from `low` to `high` around values, one each."""
+    reach = {"array": np.subtract(high, value), "arrayminus": np.subtract(value, low)}
+    return {"type": "data", **reach, "color": color, "thickness": 1.6, "width": 0}
 
 
 def escape(text: str) -> str:

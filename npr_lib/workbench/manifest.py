@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -82,21 +83,22 @@ def confirm(run_dir: Path, notebook: Notebook) -> None:
         write(run_dir, described)
 
 
-def describe(root: Path, run: str, profile: str, parameters: dict, seeds: dict) -> dict:
+def describe(root: Path, run: str, profile: str, overrides: Iterable[str], seed: int) -> dict:
     """The manifest of a run without its stages.
 
     Args:
         root: the repository, for git.
         run: name of the run.
         profile: the profile's name or path as it was given.
-        parameters: overrides as KEY -> VALUE texts.
-        seeds: name -> seed.
+        overrides: `KEY=VALUE` changes of the profile.
+        seed: the profile's `random_seed`.
     """
+    given = {key.strip(): value for key, _, value in (text.partition("=") for text in overrides)}
     return {
         "run": run,
         "profile": profile,
-        "parameters": parameters,
-        "seeds": seeds,
+        "parameters": given,
+        "seeds": {"run": seed},
         "git": git(root),
         "python": platform.python_version(),
         "packages": versions(),

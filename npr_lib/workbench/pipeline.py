@@ -200,9 +200,28 @@ def explore(run_dir: Path, target: Path, where: str = "") -> None:
     from npr_lib.viz import page
 
     frame = reading.read_responses(run_dir, where=where)
-    target.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = reading.read_tokenizer(run_dir)
-    target.write_text(page(frame, tokenizer, run_dir.resolve().name), encoding="utf-8")
+    _write_text(target, page(frame, tokenizer, run_dir.resolve().name))
+
+
+def explore_texts(
+    file: Path, target: Path, tokenizer: Path | None, column: str | None, where: str = ""
+) -> None:
+    """Write the explorer of responses made elsewhere as one page (`viz.read_texts`).
+
+    Raises:
+        WorkbenchError: the file can't be read, or `where` chooses nothing.
+    """
+    from npr_lib.analysis import reading
+    from npr_lib.viz import page, read_texts
+
+    frame = reading.chosen(read_texts(file, tokenizer, column), where, str(file))
+    _write_text(target, page(frame, title=file.name))
+
+
+def _write_text(target: Path, text: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf-8")
 
 
 def _bring_up_to_date(job: Job, notebook: Notebook, title: str, forced: bool) -> None:
@@ -261,9 +280,8 @@ def _write_page(notebook: Path, run_dir: Path) -> None:
 def _begin_manifest(job: Job, profile: str, overrides: list[str]) -> None:
     """Describe the run anew, keeping what is known of its stages, in their order."""
     known = manifest.read(job.run_dir).get("stages", {})
-    given = {key.strip(): value for key, _, value in (text.partition("=") for text in overrides)}
-    seeds = {"run": job.profile.random_seed}
-    described = manifest.describe(job.root, job.run_dir.name, profile, given, seeds)
+    seed = job.profile.random_seed
+    described = manifest.describe(job.root, job.run_dir.name, profile, overrides, seed)
     names = [notebook.name for notebook in job.notebooks]
     described["stages"] = {name: known[name] for name in names if name in known}
     manifest.write(job.run_dir, described)

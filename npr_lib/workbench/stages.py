@@ -203,9 +203,8 @@ def _begin_alone(
     if not (run / "profile.yaml").exists():
         save_profile(settings, run / "profile.yaml")
     if not manifest.read(run):
-        given = dict(text.split("=", 1) for text in overrides)
-        seeds = {"run": settings.random_seed}
-        described = manifest.describe(REPOSITORY, run.name, str(profile or "tiny"), given, seeds)
+        made_from, seed = str(profile or "tiny"), settings.random_seed
+        described = manifest.describe(REPOSITORY, run.name, made_from, overrides, seed)
         manifest.write(run, {**described, "stages": {}})
     manifest.record(run, notebook, "running")
     atexit.register(_left_open, run)

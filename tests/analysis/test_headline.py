@@ -1,7 +1,10 @@
 """The report's first table, cell by cell, from the parquet files alone."""
 
+import json
 import random
+from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +12,9 @@ from scripted import block, trajectory
 
 from npr_lib.analysis import metrics, reading, tables
 from npr_lib.analysis.ladder import LADDER, NAMES
+from npr_lib.files import REPOSITORY, write_json
 from npr_lib.reasoning.trajectory import rollouts_path, write_rollouts
+from npr_lib.workbench import stages
 
 PROBLEMS = 14
 
@@ -104,3 +109,31 @@ def test_the_headline_is_what_the_files_say(run_dir):
             assert table.loc[NAMES[name], title] == expected, (name, title)
     assert table.loc["SR", "branches a block"] == "–"
     assert len(set(table["work"])) == len(LADDER) and (table["work"] != table["span"]).sum() == 3
+
+
+def boxes(frame):
+    """A metric of one's own: responses with a box."""
+    return frame["text"].str.contains("boxed").mean()
+
+
+def test_the_report_shows_ones_own_metrics_too(run_dir, monkeypatch):
+    rates = {"seconds_per_response": 1.0, "tokens_per_second": 1.0}
+    ways = ("npr", "sr", "replay_parallel", "replay_sequential")
+    ratios = dict.fromkeys(("npr_over_sr_tokens", "npr_over_sr_time", "replay"), 1.0)
+    kinds = ("latency", "throughput")
+    speed = {kind: dict.fromkeys(ways, rates) for kind in kinds} | {"ideal": 1.0, "problems": 1}
+    write_json(run_dir / "speed.json", speed | {f"{kind}_ratios": ratios for kind in kinds})
+    (run_dir / "metrics").mkdir()
+    profile = SimpleNamespace(evaluation=SimpleNamespace(metrics={"boxes": boxes}))
+    stage = SimpleNamespace(run_dir=run_dir, profile=profile)
+    monkeypatch.setattr(stages, "begin", lambda *_: stage)
+    document = nbformat.read(REPOSITORY / "notebooks" / "90_report.ipynb", as_version=4)
+    code = [cell.source for cell in document.cells if cell.cell_type == "code"]
+    names = {}
+    for cell in code[:3]:  # as far as the headline
+        exec(cell, names)
+    assert "boxes" in names["headline"]
+    written = json.loads((run_dir / "metrics" / "headline.json").read_text())["Ladder"]
+    seed = pd.read_parquet(rollouts_path(run_dir, "seed"))
+    shown = written["data"][0][written["columns"].index("boxes")]
+    assert shown.startswith(f"{boxes(seed[seed['temperature'] == 1]):.2f} [")

@@ -17,9 +17,10 @@ from oracles import random_model
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 from test_explorer import HOSTILE, HUGE, TOKENIZER
+from test_foreign import written
 from test_response import block, trajectory
 
-from npr_lib import viz
+from npr_lib import __main__, viz
 from npr_lib.analysis.ladder import LADDER
 from npr_lib.analysis.reading import read_responses
 from npr_lib.profiles.profile import load_profile, save_profile
@@ -185,6 +186,62 @@ def test_a_long_response_is_drawn_without_freezing(driver, tmp_path):
     assert max(selected) < 1 and colored < 1
 
 
+# ------------------------------------------------------------------ made elsewhere
+
+SUMS = "1+1=2"
+# (response in the release's style, its branches box by box as the graph names them)
+FOREIGN = [
+    (written([SUMS, SUMS]).text, ["step 1", "step 2"]),
+    (written([SUMS] * 3).text, ["step 1", "step 2", "step 3"]),
+    (written([SUMS]).text, ["step 1"]),
+    (written([SUMS] * 5).text, [f"step {i}" for i in range(1, 6)]),
+    (written([SUMS] * 2, [SUMS] * 3).text, ["step 1", "step 2", "step 1", "step 2", "step 3"]),
+    (
+        written([("first", [SUMS, SUMS], "then"), SUMS]).text,
+        ["step 1", "step 1.1", "step 1.2", "step 1, cont.", "step 2"],
+    ),
+    (written([SUMS] * 4).text.split("<takeaway>")[0], [f"step {i}" for i in range(1, 5)]),
+    (written([SUMS] * 3).text.rpartition("<step>")[0], ["step 1", "step 2"]),
+    (written([SUMS] * 2).text.replace("</step>", "", 1), ["step 1", "step 2"]),
+    ("No block at all, only \\boxed{6}.", []),
+]
+
+
+def test_ten_responses_made_elsewhere_open(driver, tmp_path):
+    dump = tmp_path / "dump.jsonl"
+    rows = [{"input": f"problem {i}", "output": t, "gts": "6"} for i, (t, _) in enumerate(FOREIGN)]
+    dump.write_text("\n".join(json.dumps(row, indent=4) for row in rows))
+    assert __main__.main(["explore", str(dump)]) == 0
+    page = Explorer(driver, "foreign")
+    driver.get((tmp_path / "dump.jsonl.html").as_uri())
+    page.one(".npr-box")
+    assert sorted(page.rows(), key=int) == [str(i) for i in range(len(FOREIGN))]
+    read = data.records(viz.read_texts(dump), None)
+    for row, (text, branches) in enumerate(FOREIGN):
+        page.open_row(str(row))
+        names = page.texts(".npr-box-head b")
+        assert [name for name in names if name.startswith("step")] == branches
+        lanes = 1 + len({name.removesuffix(", cont.") for name in branches})
+        if row != 4:  # whose second block takes the lanes of the first
+            assert len(page.all(".npr-lane")) == lanes
+        record = read(row)
+        caption = page.texts(".npr-timeline h4")[0]
+        assert caption == f"Timeline: {record['work']} tokens in {record['span']} ideal steps"
+        right = r"\boxed{6}" in text
+        assert page.texts(".npr-badge") == ["✓ right" if right else "✗ wrong"]
+        chips = page.texts(".npr-chips span")
+        assert "as ideal parallel decoding" in chips
+        assert any("violation" in chip for chip in chips) == bool(record["violations"])
+        known = page.one(".npr-facts").text
+        assert "ideal steps" in known
+        assert not any(word in known for word in ("surprise", "entropy", "sampled"))
+        if row in (1, 5, 7):
+            page.shoot(f"row {row}")
+    options = [option.text for option in Select(page.one(".npr-color")).options]
+    assert options == ["kind of segment", "arithmetic that does not hold"]
+    assert page.complaints() == []
+
+
 # ------------------------------------------------------------------ one response
 
 
@@ -346,10 +403,10 @@ tokenizer = AutoTokenizer.from_pretrained({str(run_dir / "npr")!r})"""
 
 ONE = """
 from npr_lib import viz
-from npr_lib.analysis import tables
+from npr_lib.analysis import reading
 from npr_lib.reasoning.trajectory import from_row
-frame = tables.read_responses({run!r}, where='stage == "npr"')
-tokenizer = tables.read_tokenizer({run!r})
+frame = reading.read_responses({run!r}, where='stage == "npr"')
+tokenizer = reading.read_tokenizer({run!r})
 for number in (0, 2):
     display(viz.response(from_row(frame.iloc[number]), tokenizer, frame["problem"].iloc[number]))
 """

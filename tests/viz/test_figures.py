@@ -163,7 +163,7 @@ def test_table_is_the_ladder_turned_round(frames) -> None:
     one = numbers[(numbers["checkpoint"] == "NPR") & (numbers["metric"] == "avg@4")].iloc[0]
     expected = f"{100 * one.value:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
     assert shown.loc[("NPR", "T = 1"), "avg@4 (%)"] == expected
-    assert shown.loc[("NPR", "T = 1"), "span"] == "40.00 [40.00, 40.00]"
+    assert shown.loc[("NPR", "T = 1"), "span"] == "40.0 [40.0, 40.0]"
     assert shown.loc[("SR", "T = 1"), "balance"] == "–"
     assert shown.loc[("SR", "T = 1"), "avg@1 (%)"] == "–"
 

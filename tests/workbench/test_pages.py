@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import pytest
 from pages import is_local, sources
 
+from npr_lib.files import set_aside
 from npr_lib.workbench import manifest, pages, stages
 from npr_lib.workbench.pages.notebook import FIGURE, WIDGET
 
@@ -53,7 +54,7 @@ def run_dir(tmp_path):
     folder = tmp_path / "toy"
     for name in ("html", "metrics", "notebooks"):
         (folder / name).mkdir(parents=True)
-    described = manifest.describe(tmp_path, "toy", "toy.yaml", {"beta.word": "<y>"}, {"run": 0})
+    described = manifest.describe(tmp_path, "toy", "toy.yaml", ["beta.word=<y>"], 0)
     attempt = {"status": "done", "start": "then", "end": "now", "seconds": 75.0}
     described["stages"] = {name: {"runs": [attempt], **attempt} for name in NAMES}
     manifest.write(folder, described)
@@ -208,25 +209,6 @@ def test_both_causes_of_a_diamond_are_named_once():
     }
 
 
-def test_a_stage_said_to_be_stale_counts_with_its_reason():
-    reason = "changed sections: beta"
-    found = pages.out_of_date(
-        {
-            "a": entry(outputs=["x"], stale=True, reason=reason),
-            "b": entry(inputs=["x"], stale=True),
-            "c": entry(inputs=["x"]),
-            "d": entry(stale=False, reason=reason),
-            "e": entry("failed", stale=True, reason=reason),
-        }
-    )
-    assert found == {
-        "a": reason,
-        "b": "it is out of date",
-        "c": "it depends on a, which is out of date",
-        "e": "it failed",
-    }
-
-
 def test_folders_patterns_and_circles():
     stages = {
         "a": entry("failed", ["z"], ["models/*", "a"]),
@@ -271,20 +253,30 @@ def test_the_index_says_at_its_head_what_failed_and_marks_what_is_of_an_earlier_
     assert rows["90_report"].startswith("done") and "late" in rows["90_report"]
 
 
-def test_the_headline_is_of_the_report_also_where_nothing_says_so(run_dir):
+def test_a_stage_without_a_page_is_linked_to_its_notebook(run_dir):
     (run_dir / "html" / "90_report.html").unlink()
-    index = reindex(run_dir, {"90_report": {"status": "interrupted", "seconds": None}})
+    changes = {"status": "interrupted", "seconds": None, "outputs": ["metrics/headline.json"]}
+    index = reindex(run_dir, {"90_report": changes})
     assert 'class="old"' in index and "90_report was interrupted (<a href=" in index
     assert 'href="notebooks/90_report.ipynb">its notebook' in index
-    stale = {"status": "done", "stale": True, "reason": "changed <source>"}
-    index = reindex(run_dir, {"90_report": stale})
-    assert "changed &lt;source&gt;" in index and "Not finished" not in index
 
 
 def test_a_page_of_no_stage_is_linked_as_one(run_dir):
     (run_dir / "html" / "12_ablations.html").touch()
     text = pages.write_index(run_dir).read_text()
     assert "Beside the stages" in text and 'href="html/12_ablations.html"' in text
+
+
+def test_what_reruns_set_aside_is_listed(run_dir):
+    assert "Set aside" not in (run_dir / "index.html").read_text()
+    for name in ("npr/weights", "rollouts/eval_npr.parquet"):
+        (run_dir / name).parent.mkdir()
+        (run_dir / name).touch()
+    moved = [set_aside(run_dir / name) for name in ("npr", "rollouts/eval_npr.parquet")]
+    listed = pages.write_index(run_dir).read_text().split("Set aside")[1]
+    links = re.findall(r'href="([^"]+)"', listed)
+    assert links == [path.relative_to(run_dir).as_posix() for path in moved]
+    assert (run_dir / links[0] / "weights").exists()
 
 
 def test_the_same_records_give_the_same_index(run_dir):

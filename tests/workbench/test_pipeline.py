@@ -26,7 +26,7 @@ from npr_lib.profiles.profile import (
     names,
     save_profile,
 )
-from npr_lib.workbench import manifest, pipeline, stages
+from npr_lib.workbench import execution, manifest, pipeline, stages
 from npr_lib.workbench.execution import StageError
 from npr_lib.workbench.notebook import read_notebook, read_notebooks
 
@@ -398,12 +398,49 @@ def test_failing_cell_is_told_in_a_line_and_then_resumed(tmp_path):
     assert "cell 5 (value = 1)" in message  # papermill's own cell of parameters counts
     output = message.rsplit("output notebook: ", 1)[1]
     assert Path(output).exists() and "no such word" in Path(output).read_text()
-    assert message.count("\n") == 1
+    assert message.split("\n")[1:-1] == ["  raised in line 2 of cell 5"]
     manifest = json.loads((tmp_path / "reports/toy/manifest.json").read_text())
     assert manifest["stages"]["00_first"]["status"] == "failed"
     assert "00_first" in (tmp_path / "reports/toy/index.html").read_text()
     write_notebook(notebook, "00_first", FIRST)
     assert go(tmp_path)[1] == ["00_first"]
+
+
+OWN = """def {name}(value):
+    half = value / 2
+    return half / (value - value)
+"""
+
+
+@pytest.mark.parametrize("home", ["cell", "file"])
+def test_an_error_in_ones_own_function_names_its_line(tmp_path, home):
+    (tmp_path / "own_rewards.py").write_text(OWN.format(name="reward"))
+    given = "from own_rewards import reward" if home == "file" else OWN.format(name="reward")
+    call = "from npr_lib.side_by_side import side_by_side\n\nside_by_side(reward, [(1,)])"
+    cells = [nbformat.v4.new_markdown_cell("# Text")]
+    cells += map(nbformat.v4.new_code_cell, (given, call))
+    path = tmp_path / "own.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    with execution.kernel(tmp_path / "kernel"), pytest.raises(StageError) as caught:
+        execution.execute(path, tmp_path / "done.ipynb", {}, tmp_path, "stage own")
+    message = str(caught.value)
+    assert "ZeroDivisionError" in message and "cell 3 (from npr_lib" in message
+    where = "cell 2" if home == "cell" else str(tmp_path / "own_rewards.py")
+    assert f"\n  raised in line 3 of {where}, in reward\n" in message
+
+
+def test_an_error_of_another_process_names_its_line_too():
+    of_child = """Traceback (most recent call last):
+  File "/tmp/ipykernel_17/2603.py", line 3, in reward
+  File "{}", line 9, in score
+"""
+    here = "Cell \x1b[32mIn[2]\x1b[39m\x1b[32m, line 1\x1b[39m"
+    cause = "The above exception was the direct cause of the following exception:"
+    cells = [{"metadata": {}}, {"metadata": {}, "execution_count": 2}]
+    told = [of_child.format(execution.__file__), cause, here]
+    assert execution.raised_at(told, cells) == "line 3 of a cell, in reward"
+    assert execution.raised_at([here], cells) == "line 1 of cell 2"
+    assert execution.raised_at(["File ~/site-packages/torch/nn.py:7, in relu(x)"], cells) is None
 
 
 def test_what_a_stage_left_stays_when_it_fails_and_is_marked(finished, tmp_path):

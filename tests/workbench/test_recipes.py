@@ -135,3 +135,16 @@ def test_an_analysis_notebook_of_ones_own(tmp_path, start):
 def test_every_code_of_the_page_can_be_read():
     for text in re.findall(r"```python\n(.*?)```", DOCUMENT, re.S):
         assert isinstance(compile(text, "recipes.md", "exec"), types.CodeType)
+
+
+def test_responses_made_elsewhere(tmp_path, monkeypatch):
+    (source,) = blocks("Responses made elsewhere")
+    monkeypatch.chdir(tmp_path)
+    text = "<guideline><plan>1:a</plan></guideline><step>1:b</step><takeaway>c</takeaway>"
+    (tmp_path / "results.json").write_text(json.dumps([{"output": text, "answer": "1"}]))
+    TOKENIZER.save_pretrained(tmp_path / "path/to/tokenizer")
+    names = {}
+    exec(source, names)
+    (row,) = names["rollouts"].to_dict("records")
+    assert row["num_branches"] == [1] and row["accuracy"] == 0
+    assert row["completion_ids"] == TOKENIZER.encode(text)

@@ -84,8 +84,8 @@ def table(rollouts: pd.DataFrame, always: Collection[str] = ALWAYS) -> dict[str,
     Returns:
         size: number of rollouts. columns: name -> values, None for missing ones. headings: name
         -> heading. groups: what tells one problem from another, one value a rollout. theme:
-        colours of the kinds of segments, and of low, high, right and wrong. entropies: whether any
-        response has them.
+        colours of the kinds of segments, and of low, high, right and wrong. logprobs, entropies:
+        whether any response has them.
 
     Raises:
         ValueError: the table holds no rollouts.
@@ -112,15 +112,19 @@ def table(rollouts: pd.DataFrame, always: Collection[str] = ALWAYS) -> dict[str,
     groups = pd.factorize(known[key])[0].tolist() if key else list(range(len(known)))
     colors = {"kinds": theme.KINDS, "low": theme.BLUE, "high": theme.VERMILLION}
     headings = {name: COLUMNS[name] for name in columns}
-    entropies = known.get("entropies", ())
     return {
         "size": len(known),
         "columns": columns,
         "headings": headings,
         "groups": groups,
         "theme": colors,
-        "entropies": any(np.isfinite(np.asarray(own, float)).any() for own in entropies),
+        **{name: _any_known(known.get(name, ())) for name in ("logprobs", "entropies")},
     }
+
+
+def _any_known(values: Iterable[Sequence[float]]) -> bool:
+    """Whether any token of any response has such a number."""
+    return any(np.isfinite(np.asarray(own, float)).any() for own in values)
 
 
 def _verdict(accuracy: float) -> str | None:
@@ -138,19 +142,25 @@ def _plain(values: pd.Series) -> list:
 
 
 def record(
-    trajectory: Trajectory, pieces: Pieces | None = None, prompt: str = ""
+    trajectory: Trajectory,
+    pieces: Pieces | None = None,
+    prompt: str = "",
+    tokens: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """One trajectory as the front end draws it; a sequential one in the parts that it wrote.
 
     Args:
         pieces: what `reader` returns; without it texts are shown whole.
         prompt: the prompt's text, which a trajectory does not hold.
+        tokens: the text of each token, of a response that was made elsewhere (`foreign`); what only
+            its engine knew is left out then, and the steps are those of an ideal one.
 
     Returns:
         segments: the nodes (`_node`). edges: pairs of segments, [upper, lower]. lanes: names of
         the timeline's lanes. logprobs, entropies, sampled, steps: one a token of the completion
         (the first two in 1/1000 nat, None where engine-written or unknown). prompt_len, work, span
-        in tokens. violations: {kind, message, segment, token in it}.
+        in tokens. ideal: the first three are empty, since nobody knows them, and the steps are
+        ideal. violations: {kind, message, segment, token in it}.
     """
     if pieces and trajectory.mode == "sequential":
         trajectory = as_written(trajectory, pieces)
@@ -158,29 +168,36 @@ def record(
     lanes = sorted({lane(segment.path) for segment in segments})
     texts = [prompt if s.kind == "prompt" else trajectory.segment_text(s) for s in segments]
     ids = [*trajectory.prompt_ids, *trajectory.completion_ids]
-    nodes = [
-        _node(trajectory, segment, name, pieces(ids[segment.start : segment.end], text))
-        if pieces
-        else _node(trajectory, segment, name, [text])
-        for segment, name, text in zip(segments, names, texts, strict=True)
-    ]
-    for node, segment in zip(nodes, segments, strict=True):
-        node["lane"] = lanes.index(lane(segment.path))
+    nodes = []
+    for segment, name, text in zip(segments, names, texts, strict=True):
+        own = slice(segment.start, segment.end)
+        shown = tokens[own] if tokens else pieces(ids[own], text) if pieces else [text]
+        nodes.append(_node(trajectory, segment, name, list(shown)))
+        nodes[-1]["lane"] = lanes.index(lane(segment.path))
+    known, ended = tokens is None, trajectory.violation or trajectory.finish_reason
     return {
         "segments": nodes,
         "edges": _edges(segments),
         "lanes": [lane_name(one) for one in lanes],
-        "logprobs": _thousandths(trajectory.logprobs),
-        "entropies": _thousandths(trajectory.entropies),
-        "sampled": [int(own) for own in trajectory.sampled],
+        **(_chosen(trajectory) if known else {"logprobs": [], "entropies": [], "sampled": []}),
         "steps": trajectory.decode_steps,
         "prompt_len": len(trajectory.prompt_ids),
         "work": trajectory.work,
         "span": trajectory.span,
+        "ideal": not known,
         "mode": trajectory.mode,
-        "ended": trajectory.violation or trajectory.finish_reason,
+        "ended": ended if isinstance(ended, str) else None,  # missing where nobody knows it
         "boxed": trajectory.graph.boxed,
         "violations": _violations(trajectory, nodes),
+    }
+
+
+def _chosen(trajectory: Trajectory) -> dict[str, list[Any]]:
+    """What the policy's choices were made with."""
+    return {
+        "logprobs": _thousandths(trajectory.logprobs),
+        "entropies": _thousandths(trajectory.entropies),
+        "sampled": [int(own) for own in trajectory.sampled],
     }
 
 
@@ -286,11 +303,14 @@ def reader(tokenizer: PreTrainedTokenizerBase) -> Pieces:
 def records(
     rollouts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase | None
 ) -> Callable[[int], dict[str, Any]]:
-    """A function: number of a row -> its record."""
+    """A function: number of a row -> its record. Rows that `foreign.read_texts` made hold the texts
+    of their tokens themselves."""
     pieces = reader(tokenizer) if tokenizer else None
 
     def read(row: int) -> dict[str, Any]:
         values = rollouts.iloc[row]
+        if is_foreign(values):
+            return record(from_row(values), tokens=list(values["tokens"]))
         prompt = str(values.get("problem", ""))
         if tokenizer:
             prompt = tokenizer.decode(values["prompt_ids"], skip_special_tokens=False)
@@ -299,11 +319,16 @@ def records(
     return read
 
 
+def is_foreign(row: pd.Series) -> bool:
+    """Whether a row is of a response made elsewhere (in a table that may hold others, too)."""
+    return isinstance(row.get("tokens"), list | np.ndarray)
+
+
 def find(rollouts: pd.DataFrame, words: str) -> list[int]:
     """Numbers of the rows whose problem or response holds `words`, whatever the case."""
     held = rollouts["text"].str.contains(words, case=False, regex=False)
     if "problem" in rollouts:
-        held |= rollouts["problem"].str.contains(words, case=False, regex=False)
+        held |= rollouts["problem"].str.contains(words, case=False, regex=False, na=False)
     return np.flatnonzero(held).tolist()
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from npr_lib.reasoning.trajectory import Trajectory
 
 VIEWS = ("graph", "text", "timeline", "mask", "positions", "surprises")
-SCRIPT = data.script(data.MODULES[:-1])  # without the widget's, which only a module may hold
+# Without what a still doesn't use: the table, edits, and the widget, which only a module may hold.
+SCRIPT = data.script([m for m in data.MODULES if m not in ("table", "edits", "widget")])
 
 
 class Response:

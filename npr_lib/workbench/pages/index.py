@@ -10,8 +10,6 @@ from npr_lib.workbench.pages.state import ENDED_BADLY, out_of_date, touch
 from npr_lib.workbench.pages.template import page, render
 
 HEADLINE = "metrics/headline.json"
-REPORT = "90_report"
-"""The stage that makes the headline, where the manifest doesn't say who does."""
 
 
 def write_index(run_dir: Path) -> Path:
@@ -25,8 +23,6 @@ def write_index(run_dir: Path) -> Path:
     def why(path: str) -> str | None:
         """Why a file is out of date: for the reason its maker is."""
         makers = [name for name, stage in stages.items() if touch([path], stage.get("outputs", ()))]
-        if path == HEADLINE and not makers:
-            makers = [REPORT]
         return next((late[name] for name in makers if name in late), None)
 
     metrics = [f"metrics/{path.name}" for path in sorted((run_dir / "metrics").glob("*.json"))]
@@ -42,11 +38,17 @@ def write_index(run_dir: Path) -> Path:
         headline_is_late=why(HEADLINE),
         explore=existing(EXPLORE),
         others=[path for path in pages if Path(path).stem not in stages],
+        aside=[path.relative_to(run_dir).as_posix() for path in _aside(run_dir)],
         metrics=[path for path in (*metrics, "speed.json") if existing(path)],
     )
     target = run_dir / "index.html"
     target.write_text(page(f"NPR Workbench: {run['run']}", body), encoding="utf-8")
     return target
+
+
+def _aside(run_dir: Path) -> list[Path]:
+    """What reruns replaced (`files.set_aside`), in the run's folder and in those in it."""
+    return sorted([*run_dir.glob("aside/*"), *run_dir.glob("*/aside/*")])
 
 
 def _headline(run_dir: Path) -> dict[str, tuple[list, list[list]]]:

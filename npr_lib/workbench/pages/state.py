@@ -17,19 +17,18 @@ def out_of_date(stages: Mapping[str, Mapping]) -> dict[str, str]:
 
     Args:
         stages: the manifest's entries. `status`; `inputs` and `outputs`, paths or patterns in the
-            run's folder, tell what depends on what; `stale` and `reason` say that a stage has to
-            run again.
+            run's folder, tell what depends on what.
 
-    A stage is out of date when its last run didn't succeed, when it is stale, or when it builds,
-    directly or not, on one that is.
+    A stage is out of date when its last run didn't succeed, or when it builds, directly or not, on
+    one whose didn't.
     """
-    own = {name: why for name, stage in stages.items() if (why := _trouble(stage))}
+    ended = {name: ENDED_BADLY.get(stage["status"]) for name, stage in stages.items()}
+    own = {name: why for name, why in ended.items() if why}
     found = {}
-    for name, stage in stages.items():
+    for name in stages:
         causes = [f"{cause}, which {own[cause]}" for cause in _builds_on(name, stages, own)]
         if name in own:
-            reason = None if stage["status"] in ENDED_BADLY else stage.get("reason")
-            found[name] = reason or f"it {own[name]}"
+            found[name] = f"it {own[name]}"
         elif causes:
             found[name] = f"it depends on {', and on '.join(causes)}"
     return found
@@ -43,11 +42,6 @@ def touch(one: Iterable[str], other: Iterable[str]) -> bool:
         for b in other
         for path, pattern in ((a, b), (b, a))
     )
-
-
-def _trouble(stage: Mapping) -> str | None:
-    """What is wrong with a stage itself, as the end of a sentence about it."""
-    return ENDED_BADLY.get(stage["status"]) or ("is out of date" if stage.get("stale") else None)
 
 
 def _builds_on(name: str, stages: Mapping[str, Mapping], wanted: Iterable[str]) -> list[str]:

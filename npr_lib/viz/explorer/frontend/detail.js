@@ -9,6 +9,7 @@ import {
   mean,
   number,
   sampled,
+  stepName,
   surprise,
   values,
 } from "./scale.js";
@@ -21,7 +22,7 @@ const nats = (values) => `mean ${number(mean(values))}, most ${number(largest(va
 const chanceOf = (surprise) => `p = ${number(100 * Math.exp(-surprise), 1)} %`;
 
 // hovered(token or null): the pointer is on a token of the text. edits: what can be done with the
-// segment, with its pane; a click on a token says where a resampling begins.
+// segment, with its pane, or null; a click on a token says where a resampling begins.
 export function makeDetail(tip, hovered, edits) {
   const head = element("div", { class: "npr-facts" });
   const text = element("div", { class: "npr-text", dir: "auto" });
@@ -29,7 +30,7 @@ export function makeDetail(tip, hovered, edits) {
     "section",
     { class: "npr-detail", "aria-label": "selected segment" },
     head,
-    edits.pane,
+    edits?.pane ?? null,
     text,
   );
   const watcher = new IntersectionObserver(
@@ -80,7 +81,7 @@ export function makeDetail(tip, hovered, edits) {
       tokens: `${size.toLocaleString("en")} (index ${segment.start}–${segment.end - 1})`,
       positions: `${first}–${last}`,
       "KV slots": `${size.toLocaleString("en")} own, ${segment.shared.toLocaleString("en")} shared`,
-      "decode steps": steps(),
+      [`${stepName(record)}s`]: steps(),
       surprise: surprises.length ? nats(surprises) : null,
       entropy: entropies.length ? nats(entropies) : null,
       sampled: own.length ? `${own.filter(Boolean).length} of ${own.length}` : null,
@@ -171,7 +172,7 @@ export function makeDetail(tip, hovered, edits) {
     text.querySelector(".npr-from")?.classList.remove("npr-from");
     begin = token === begin ? null : token;
     text.querySelector(`[data-token="${begin}"]`)?.classList.add("npr-from");
-    edits.start(begin, segment.tokens[begin - segment.start]);
+    edits?.start(begin, segment.tokens[begin - segment.start]);
   }
 
   function warning({ kind, message }) {
@@ -209,6 +210,11 @@ export function makeDetail(tip, hovered, edits) {
     return node;
   }
 
+  function writer(own) {
+    if (own === null) return "";
+    return own ? "sampled by the policy" : "written by the engine";
+  }
+
   function known(t, i) {
     const logprob = surprise(record, t);
     const open = entropy(record, t);
@@ -218,9 +224,9 @@ export function makeDetail(tip, hovered, edits) {
         ? ""
         : `−log p ${number(logprob)} nats (${chanceOf(logprob)})`,
       open === null ? "" : `entropy ${number(open)} nats`,
-      own === null ? "prompt" : own ? "sampled by the policy" : "written by the engine",
+      t < record.prompt_len ? "prompt" : writer(own),
       `token ${t}, position ${segment.positions[0] + i}`,
-      own === null ? "" : `decode step ${record.steps[t - record.prompt_len]}`,
+      t < record.prompt_len ? "" : `${stepName(record)} ${record.steps[t - record.prompt_len]}`,
     ];
   }
 }

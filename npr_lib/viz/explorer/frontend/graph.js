@@ -211,7 +211,11 @@ export function makeGraph(tip, selected) {
     const [first, last] = segment.positions;
     return [
       `${plural(segment.end - segment.start, "token")} at positions ${first}–${last}`,
-      surprises.length ? `mean surprise ${number(mean(surprises))} nats` : "not sampled",
+      surprises.length
+        ? `mean surprise ${number(mean(surprises))} nats`
+        : record.ideal
+          ? ""
+          : "not sampled",
       entropies.length ? `mean entropy ${number(mean(entropies))} nats` : "",
       ...broken.map((violation) => `⚠ ${violation.message}`),
       segment.false.length

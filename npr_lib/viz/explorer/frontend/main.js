@@ -9,14 +9,16 @@ import { VIEWS, makeView } from "./view.js";
 export function mount(root, source, shown = null) {
   setTheme(source.table.theme);
   const shell = element("div", { class: shown ? "npr npr-still" : "npr" });
-  const makeOne = (heard) => makeView(tip, source, table, shown ?? VIEWS, heard);
+  const makeOne = (heard) => makeView(tip, source, shown ?? VIEWS, heard);
   const tip = makeTip(shell);
-  const table = makeTable(source, (row, beside) => (beside ? compare(row) : open(row)));
-  const heard = { changed: differ, compared: compare, edited: edit };
+  // A still is one response, which there is no table for, nor any edit.
+  const pick = (row, beside) => (beside ? compare(row) : open(row));
+  const table = shown ? null : makeTable(source, pick);
+  const heard = { changed: differ, compared: compare, edited: shown ? null : edit };
   const views = [makeOne({ ...heard, selected: follow(1) })];
   const stage = element("div", { class: "npr-views" }, views[0].pane);
   const grown = new Map(); // row -> its latest record, not yet drawn
-  shell.append(toolbar(), element("div", { class: "npr-main" }, table.pane, stage));
+  shell.append(toolbar(), element("div", { class: "npr-main" }, table?.pane ?? null, stage));
   root.replaceChildren(shell);
   paint();
   size();
@@ -27,7 +29,7 @@ export function mount(root, source, shown = null) {
       grow();
     },
     table() {
-      table.renew();
+      table?.renew();
       offer(shell.querySelector(".npr-color"));
       for (const view of views) view.renew();
       size();
@@ -92,7 +94,7 @@ export function mount(root, source, shown = null) {
   }
 
   function tell() {
-    table.show(views.map((view) => view.row()));
+    table?.show(views.map((view) => view.row()));
   }
 
   function toolbar() {
@@ -117,8 +119,9 @@ export function mount(root, source, shown = null) {
 
   // The quantities that some response has.
   function offer(select) {
-    const { columns, entropies } = source.table;
+    const { columns, entropies, logprobs } = source.table;
     const known = { advantage: columns.advantage, entropy: entropies };
+    Object.assign(known, { surprise: logprobs, worst: logprobs, sampled: logprobs });
     const names = Object.keys(QUANTITIES).filter((name) => known[name] ?? !(name in known));
     const chosen = select.value || names[0];
     const options = names.map((name) => element("option", { value: name }, QUANTITIES[name].name));

@@ -20,18 +20,17 @@ const rising = (top) => (value) => faded(theme.high, 0.85 * Math.min(1, Math.max
 const signed = (top) => (value) =>
   faded(value < 0 ? theme.high : theme.low, 0.85 * Math.min(1, Math.abs(value) / top));
 
-const surprise = (record, t) => {
-  const value = record.logprobs[t - record.prompt_len];
-  return value === null || value === undefined ? null : -value / 1000;
+// What a record holds of a token of the completion, in its own unit; null where it isn't known.
+const read = (field, unit) => (record, t) => {
+  const value = record[field][t - record.prompt_len]; // of what is not known there is no list
+  return value === null || value === undefined ? null : value / unit;
 };
-const entropy = (record, t) => {
-  const value = record.entropies[t - record.prompt_len];
-  return value === null || value === undefined ? null : value / 1000;
-};
-const sampled = (record, t) => {
-  const own = record.sampled[t - record.prompt_len];
-  return own === undefined ? null : own;
-};
+const surprise = read("logprobs", -1000);
+const entropy = read("entropies", 1000);
+const sampled = read("sampled", 1);
+
+// What a step is of: the engine that decoded the record, or the ideal one of a text.
+const stepName = (record) => (record.ideal ? "ideal step" : "decode step");
 
 // values of the tokens of a segment that have one
 function values(record, segment, token) {
@@ -47,6 +46,27 @@ const mean = (numbers) =>
 const largest = (numbers) => numbers.reduce((top, x) => (top === null || x > top ? x : top), null);
 const number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
 
+// A legend in five colours from `low` to `high`, of which the first, the last and the one between
+// are named.
+const fifths = (low, high, first, last, between = "") =>
+  [first, "", between, "", last].map((name, i) => [name, low + ((high - low) * i) / 4]);
+
+// tokenTop, nodeTop: what is shown at full strength.
+const inNats = (name, token, summed, tokenTop, nodeTop) => ({
+  name,
+  token,
+  node: (record, segment) => summed(values(record, segment, token)),
+  tokenColor: rising(tokenTop),
+  nodeColor: rising(nodeTop),
+  write: (value) => number(value),
+  legend: fifths(
+    0,
+    nodeTop,
+    "0",
+    `≥ ${nodeTop} nats${tokenTop === nodeTop ? "" : ` (a token: ${tokenTop})`}`,
+  ),
+});
+
 export const QUANTITIES = {
   kind: {
     name: "kind of segment",
@@ -54,51 +74,9 @@ export const QUANTITIES = {
     node: () => null,
     write: () => "",
   },
-  surprise: {
-    name: "surprise: mean −log p",
-    token: surprise,
-    node: (record, segment) => mean(values(record, segment, surprise)),
-    tokenColor: rising(3),
-    nodeColor: rising(0.5),
-    write: (value) => number(value),
-    legend: [
-      ["0", 0],
-      ["", 0.125],
-      ["", 0.25],
-      ["", 0.375],
-      ["≥ 0.5 nats (a token: 3)", 0.5],
-    ],
-  },
-  worst: {
-    name: "most surprising token",
-    token: surprise,
-    node: (record, segment) => largest(values(record, segment, surprise)),
-    tokenColor: rising(3),
-    nodeColor: rising(3),
-    write: (value) => number(value),
-    legend: [
-      ["0", 0],
-      ["", 0.75],
-      ["", 1.5],
-      ["", 2.25],
-      ["≥ 3 nats", 3],
-    ],
-  },
-  entropy: {
-    name: "entropy: how open the choice was",
-    token: entropy,
-    node: (record, segment) => mean(values(record, segment, entropy)),
-    tokenColor: rising(1.5),
-    nodeColor: rising(0.5),
-    write: (value) => number(value),
-    legend: [
-      ["0", 0],
-      ["", 0.125],
-      ["", 0.25],
-      ["", 0.375],
-      ["≥ 0.5 nats (a token: 1.5)", 0.5],
-    ],
-  },
+  surprise: inNats("surprise: mean −log p", surprise, mean, 3, 0.5),
+  worst: inNats("most surprising token", surprise, largest, 3, 3),
+  entropy: inNats("entropy: how open the choice was", entropy, mean, 1.5, 0.5),
   sampled: {
     name: "sampled by the policy",
     token: sampled,
@@ -106,13 +84,7 @@ export const QUANTITIES = {
     tokenColor: (value) => faded(value ? theme.low : theme.high, 0.4),
     nodeColor: (value) => faded(theme.low, 0.75 * value),
     write: (value) => `${(100 * value).toFixed(0)} %`,
-    legend: [
-      ["0 %", 0],
-      ["", 0.25],
-      ["", 0.5],
-      ["", 0.75],
-      ["100 % sampled", 1],
-    ],
+    legend: fifths(0, 1, "0 %", "100 % sampled"),
   },
   arithmetic: {
     name: "arithmetic that does not hold",
@@ -134,14 +106,8 @@ export const QUANTITIES = {
     tokenColor: signed(2),
     nodeColor: signed(2),
     write: (value) => `${value > 0 ? "+" : ""}${number(value)}`,
-    legend: [
-      ["≤ −2", -2],
-      ["", -1],
-      ["0", 0],
-      ["", 1],
-      ["≥ +2", 2],
-    ],
+    legend: fifths(-2, 2, "≤ −2", "≥ +2", "0"),
   },
 };
 
-export { entropy, largest, mean, number, sampled, surprise, values };
+export { entropy, largest, mean, number, sampled, stepName, surprise, values };

@@ -36,7 +36,7 @@ export function makeTable(source, chosen) {
   const pane = element("section", { class: "npr-table" }, tools(), viewport);
   new ResizeObserver(draw).observe(viewport);
   refresh();
-  return { pane, show, renew, titleOf, rowsOfGroup };
+  return { pane, show, renew };
 
   // The source has another table: more rows, or more columns.
   function renew() {
@@ -283,24 +283,6 @@ export function makeTable(source, chosen) {
   function title(row) {
     const text = columns.problem?.[row] ?? `rollout ${row}`;
     return visible(shortened(String(text), 160));
-  }
-
-  function titleOf(row) {
-    const edit = columns.edit?.[row];
-    if (edit) return `row ${columns.origin[row]}, ${edit} · seed ${columns.seed[row]}`;
-    const parts = ["stage", "checkpoint", "step"]
-      .filter((name) => columns[name])
-      .map((name) => columns[name][row]);
-    if (columns.temperature)
-      parts.push(columns.temperature[row] === 0 ? "greedy" : `T = ${columns.temperature[row]}`);
-    if (columns.sample) parts.push(`sample ${columns.sample[row]}`);
-    return visible(parts.join(" · ") || (size > 1 ? `rollout ${row}` : ""));
-  }
-
-  function rowsOfGroup(row) {
-    return groups.flatMap((group, other) =>
-      group === groups[row] && other !== row ? [other] : [],
-    );
   }
 
   function move(event) {

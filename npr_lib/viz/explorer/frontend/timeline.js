@@ -2,7 +2,7 @@
 
 import { PAD, axes, linear, makePanel } from "./canvas.js";
 import { element, plural } from "./dom.js";
-import { QUANTITIES, faded, kindColor, sampled } from "./scale.js";
+import { QUANTITIES, faded, kindColor, sampled, stepName } from "./scale.js";
 
 const STRIP = 34; // px of the strip that shows how many branches decoded at once
 
@@ -31,7 +31,8 @@ export function timeline(state, tip, selected) {
       }
     });
     panel.room.style.minHeight = `${PAD.top + STRIP + PAD.bottom + 14 * lanes.length}px`;
-    const title = `${plural(work, "token")} in ${plural(busySteps(), "step")} of the engine`;
+    const busy = plural(busySteps(), known.ideal ? "ideal step" : "step");
+    const title = `${plural(work, "token")} in ${busy}${known.ideal ? "" : " of the engine"}`;
     panel.caption.textContent = `Timeline: ${title}`;
   }
 
@@ -71,7 +72,7 @@ export function timeline(state, tip, selected) {
     }
     drawWidths(context, x, ink);
     outline(context, x, top, tall, own, ink);
-    axes(context, ink, width + 34, height, x, null, "decode step", "");
+    axes(context, ink, width + 34, height, x, null, stepName(record), "");
   }
 
   // Of the tokens that fall on one pixel of a lane the one with the largest value, else the first
@@ -115,7 +116,7 @@ export function timeline(state, tip, selected) {
     const { record } = state;
     const counts = [...byStep].map(([step, tokens]) => [
       step,
-      tokens.filter(([, t]) => record.sampled[t - record.prompt_len]).length,
+      tokens.filter(([, t]) => sampled(record, t) !== 0).length,
     ]);
     const most = Math.max(1, ...new Set(counts.map(([, n]) => n)));
     const base = PAD.top + STRIP - 6;
@@ -167,10 +168,11 @@ export function timeline(state, tip, selected) {
         segment.tokens.length === segment.end - segment.start
           ? segment.tokens[t - segment.start]
           : "";
-      return `${segment.name}: ${text}${record.sampled[t - record.prompt_len] ? "" : " (engine)"}`;
+      return `${segment.name}: ${text}${sampled(record, t) === 0 ? " (engine)" : ""}`;
     });
     const here = tokens.find(([index]) => record.segments[index].lane === lane) ?? tokens[0];
-    return { segment: here[0], title: `step ${step}: ${plural(tokens.length, "token")}`, lines };
+    const title = `${stepName(record)} ${step}: ${plural(tokens.length, "token")}`;
+    return { segment: here[0], title, lines };
   }
 }
 

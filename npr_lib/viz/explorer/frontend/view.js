@@ -27,13 +27,26 @@ function suspect(record) {
   return found;
 }
 
+// What tells a rollout from the others of its table.
+function titleOf({ columns, size }, row) {
+  const edit = columns.edit?.[row];
+  if (edit) return `row ${columns.origin[row]}, ${edit} · seed ${columns.seed[row]}`;
+  const parts = ["stage", "checkpoint", "step"]
+    .filter((name) => columns[name])
+    .map((name) => columns[name][row]);
+  const temperature = columns.temperature?.[row] ?? null;
+  if (temperature !== null) parts.push(temperature === 0 ? "greedy" : `T = ${temperature}`);
+  if (columns.sample) parts.push(`sample ${columns.sample[row]}`);
+  return visible(parts.join(" · ") || (size > 1 ? `rollout ${row}` : ""));
+}
+
 // selected(name): a segment of that name was chosen here; changed(): another response is shown;
 // edited(row, segment, label, text, token): something is to be done with it, promise of what went
-// wrong. views: which of VIEWS and PANELS are shown.
-export function makeView(tip, source, table, views, heard) {
+// wrong; left out where nothing can be. views: which of VIEWS and PANELS are shown.
+export function makeView(tip, source, views, heard) {
   const { selected, changed, compared, edited, closed } = heard;
   const graph = makeGraph(tip, (index) => choose(index));
-  const edits = makeEdits((...what) => edited(row, ...what));
+  const edits = edited ? makeEdits((...what) => edited(row, ...what)) : null;
   const detail = makeDetail(tip, (token) => panels.set({ token }), edits);
   const panels = makePanels(tip, (index) => choose(index), views);
   const head = element("header", { class: "npr-view-head" });
@@ -104,7 +117,7 @@ export function makeView(tip, source, table, views, heard) {
     name = record.segments[index].name;
     panels.set({ record, chosen: index });
     graph.select(index, scroll);
-    edits.show(record.segments[index], index);
+    edits?.show(record.segments[index], index);
     detail.show(record, index);
     if (!tell) return;
     picked = true;
@@ -131,7 +144,7 @@ export function makeView(tip, source, table, views, heard) {
       record.segments.flatMap((segment) => segment.path.map(([block]) => block)),
     );
     const facts = [
-      table.titleOf(row),
+      titleOf(source.table, row),
       record.boxed === null ? "no answer" : `answer ${visible(shortened(record.boxed, 40))}`,
       expected === undefined || expected === null
         ? ""
@@ -143,9 +156,7 @@ export function makeView(tip, source, table, views, heard) {
       record.mode === "sequential" && blocks.size
         ? "written as branches, decoded one after the other"
         : "",
-      record.ended === null
-        ? "decoding …"
-        : `${record.mode}, ended: ${visible(shortened(record.ended, 80))}`,
+      ending(),
       record.violations.length ? `⚠ ${plural(record.violations.length, "violation")}` : "",
     ];
     head.replaceChildren(
@@ -181,8 +192,17 @@ export function makeView(tip, source, table, views, heard) {
     );
   }
 
+  function ending() {
+    const { ended, ideal, mode } = record;
+    if (ideal) return `as ideal parallel decoding${ended ? `, ended: ${visible(ended)}` : ""}`;
+    return ended === null ? "decoding …" : `${mode}, ended: ${visible(shortened(ended, 80))}`;
+  }
+
   function others() {
-    const rows = table.rowsOfGroup(row);
+    const { groups } = source.table;
+    const rows = groups.flatMap((group, other) =>
+      group === groups[row] && other !== row ? [other] : [],
+    );
     if (closed || !rows.length) return null;
     const verdicts = source.table.columns.verdict;
     const begin = (event) => {
@@ -190,7 +210,7 @@ export function makeView(tip, source, table, views, heard) {
       event.target.value = "";
     };
     const mark = (other) => ({ right: "✓ ", wrong: "✗ " })[verdicts?.[other]] ?? "";
-    const label = (other) => `${mark(other)}${table.titleOf(other)}`;
+    const label = (other) => `${mark(other)}${titleOf(source.table, other)}`;
     return element(
       "select",
       { class: "npr-compare", "aria-label": "compare with another response", onchange: begin },
