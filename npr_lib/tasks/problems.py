@@ -3,6 +3,7 @@
     load_problems({"kind": "parts", "train": 1000}, "train", seed=0)            the tiny task family
     load_problems({"kind": "reasoning-gym", "name": "chain_sum", "test": 100}, "test", seed=0)
     load_problems({"kind": "file", "path": {"test": "problems.jsonl"}}, "test", seed=0)
+    load_problems({"kind": "benchmark", "name": "aime25"}, "test", seed=0)
     load_problems({"kind": "my_problems:load", "train": 100, "depth": 3}, "train", seed=0)
 
 A kind is a function, by a short name of `KINDS` or as `module:function`:
@@ -45,7 +46,10 @@ KINDS = {
     "reasoning-gym": "npr_lib.tasks.gym:load",
     "file": "npr_lib.tasks.rows:load_file",
     "hub": "npr_lib.tasks.rows:load_hub",
+    "benchmark": "npr_lib.tasks.benchmarks:load",
 }
+# Kinds that read files: which ones, a function of the specification.
+FILES = {"file": "npr_lib.tasks.rows:files", "benchmark": "npr_lib.tasks.benchmarks:files"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +160,8 @@ def contents(problems: ProblemSet) -> dict[str, Any]:
 
 
 def local_files(spec: Mapping[str, Any]) -> list[Path]:
-    """The files that a problem set of kind "file" is read from; none for other kinds."""
-    if spec.get("kind") != "file":
-        return []
-    source = spec["path"]
-    return [Path(path) for path in ([source] if isinstance(source, str) else source.values())]
+    """The files here that a problem set is read from, as far as its kind reads any (`FILES`)."""
+    return resolve(FILES[spec["kind"]])(spec) if spec.get("kind") in FILES else []
 
 
 # A template; or a mapping with more to say to the chat template: `template`, a `system` message,

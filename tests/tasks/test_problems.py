@@ -216,10 +216,10 @@ def test_columns_can_be_renamed_and_ids_are_kept_and_unique(tmp_path):
         ("q1", "1+1", "2"),
         ("q1-2", "1+1", "2"),
     ]
-    with pytest.raises(ValueError, match="lacks column 'problem'; it has id, q, a"):
+    with pytest.raises(ValueError, match=r"line 1 lacks column 'problem' \(.*\); it has id, q, a"):
         load_problems(spec, "test", 0)
-    with pytest.raises(ValueError, match=r"jsonl or .parquet"):
-        load_problems({"kind": "file", "path": "problems.csv"}, "test", 0)
+    with pytest.raises(ValueError, match=r"end in .jsonl, .json, .parquet, .csv"):
+        load_problems({"kind": "file", "path": "problems.xlsx"}, "test", 0)
     with pytest.raises(FileNotFoundError, match=r"nowhere.jsonl"):
         load_problems({"kind": "file", "path": "nowhere.jsonl"}, "test", 0)
 
@@ -237,14 +237,14 @@ def test_hub_arguments_are_passed_on_and_a_missing_column_is_named(monkeypatch):
 
     def load_dataset(*args, **kwargs):
         calls.append((args, kwargs))
-        return [{"question": "1+1", "answer": "2"}]
+        return [{"q": "1+1", "answer": "2"}]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     spec = {"kind": "hub", "name": "org/bench", "config": "main", "revision": "abc"}
     with pytest.raises(ValueError, match=r"org/bench \(split test\): row 1 lacks column 'problem'"):
         load_problems(spec, "test", 0)
     assert calls == [(("org/bench", "main"), {"split": "test", "revision": "abc"})]
-    named = spec | {"columns": {"problem": "question"}, "splits": "train", "shares": {"test": 1.0}}
+    named = spec | {"columns": {"problem": "q"}, "splits": "train", "shares": {"test": 1.0}}
     assert [p.problem for p in load_problems(named, "test", 0)] == ["1+1"]
     assert calls[-1][1]["split"] == "train"
 
