@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from npr_lib import WorkbenchError, __version__
 from npr_lib.files import relative
@@ -21,6 +22,7 @@ NPR Workbench: train small models that reason in parallel branches, and look at 
   python -m npr_lib explore results.json      a page on responses made elsewhere
   python -m npr_lib bench                     the engine against transformers, on this machine
   python -m npr_lib serve MODEL               stock SGLang's server with the NPR plugin
+  python -m npr_lib evaluate MODEL --sets aime25,math500     accuracy, parallelism, speed
 """
 
 
@@ -71,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_explore(commands)
     _add_bench(commands)
+    _add_evaluate(commands)
 
     server = commands.add_parser(
         "serve",
@@ -139,6 +142,61 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench.set_defaults(command=_bench, resume="what was measured so far is in OUT/bench.json")
 
 
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="models on benchmarks: accuracy, parallelism, speed",
+        description="Answer problem sets with one model or several and write OUT/benchmarks.html, "
+        "OUT/results.json and OUT/responses/MODEL/SET.parquet (docs/evaluation.md). The same "
+        "command goes on where it was stopped.",
+    )
+    command.add_argument("models", metavar="MODEL", nargs="+", help="folder of a model")
+    command.add_argument(
+        "--sets",
+        required=True,
+        metavar="A,B",
+        help="of benchmarks (aime25, aime24, hmmt25, olympiadbench, minerva, zebralogic, amc23, "
+        "math500, gpqa), files of problems, and rg:GENERATOR of reasoning-gym",
+    )
+    command.add_argument("--k", type=int, metavar="N", help="samples a problem [a set's own]")
+    command.add_argument(
+        "--mode",
+        choices=("auto", "parallel", "sequential"),
+        default="auto",
+        help="how to decode [as each model says]",
+    )
+    command.add_argument("--engine", default="torch", help="torch, sglang or a URL [%(default)s]")
+    command.add_argument("--out", metavar="DIR", type=Path, help="[reports/benchmarks]")
+    command.add_argument("--data", metavar="DIR", help="folder of benchmark files [benchmarks]")
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N problems of each")
+    command.add_argument("--prompt", metavar="TEXT", help="with {problem} in it")
+    command.add_argument(
+        "--speed",
+        type=int,
+        metavar="N",
+        help="time the decoding of N responses a set, 0: don't [4]",
+    )
+    for name, kind, text in _SAMPLING:
+        flag = f"--{name.replace('_', '-')}"
+        command.add_argument(flag, type=kind, metavar="X", help=text)
+    command.set_defaults(command=_evaluate)
+
+
+_SAMPLING = (
+    ("seed", int, "of the sampling [0]"),
+    ("temperature", float, "0: greedy [1, the paper's]"),
+    ("top_p", float, "[0.7, the paper's]"),
+    ("top_k", int, "[off]"),
+    ("max_tokens", int, "of a response, over all branches [40000, the paper's]"),
+    ("max_span", int, "tokens on the critical path [no limit]"),
+    ("branch_penalty", float, "on tokens a branch has written already [off]"),
+    ("num_slots", int, "of the KV pool, in tokens [65536]"),
+    ("max_running", int, "responses in flight [256]"),
+    ("max_branches", int, "[5]"),
+    ("max_depth", int, "[1]"),
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (1: an error, told in a line; 130: interrupted)."""
     options = parser().parse_args(arguments)
@@ -202,6 +260,31 @@ def _bench(options: argparse.Namespace) -> None:
         options.out or benchmark.OUT,
     )
     print(relative(page))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from dataclasses import fields, replace
+
+    from npr_lib.analysis.benchmark import Settings
+    from npr_lib.analysis.sets import read_sets
+    from npr_lib.tasks.benchmarks import FOLDER
+    from npr_lib.workbench import benchmarks
+
+    given = {name: value for name, value in vars(options).items() if value is not None}
+
+    def changed(default: Any) -> Any:
+        own = {f.name for f in fields(default)} & set(given)
+        return replace(default, **{name: given[name] for name in own})
+
+    try:
+        settings = changed(Settings())
+        settings = replace(
+            settings, sampling=changed(settings.sampling), config=changed(settings.config)
+        )
+    except ValueError as error:
+        raise WorkbenchError(str(error)) from error
+    sets = read_sets(options.sets, options.limit, options.data or FOLDER)
+    print(relative(benchmarks.run(options.models, sets, options.out or benchmarks.OUT, settings)))
 
 
 def _serve(options: argparse.Namespace) -> None:

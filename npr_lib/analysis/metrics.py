@@ -270,6 +270,12 @@ def _mean(df: pd.DataFrame, column: str, **bootstrap: Any) -> Estimate:
     return _pooled(df, df[column].to_numpy(), np.ones(len(df)), **bootstrap)
 
 
+def share(df: pd.DataFrame, chosen: Sequence[bool] | pd.Series, **bootstrap: Any) -> Estimate:
+    """Share of responses that are chosen, a verdict a row."""
+    _check(df)
+    return _pooled(df, np.asarray(chosen, float), np.ones(len(df)), **bootstrap)
+
+
 def format_pass(df: pd.DataFrame, **bootstrap: Any) -> Estimate:
     """Share of responses without a format violation."""
     return _mean(df, "valid", **bootstrap)

@@ -56,6 +56,8 @@ QUANTITIES = {
     "maj": share("majority vote"),
     "format_pass": share("format pass"),
     "trigger_rate": share("parallel trigger rate"),
+    "cut_off": share("cut off"),
+    "uncompared": share("not comparable"),
     "wide_block_share": share("blocks of ≥ 2 branches"),
     "branches_per_block": Quantity("branches a block"),
     "balance": Quantity("balance of branches"),

@@ -7,6 +7,7 @@ pictures are functions of it. It is never re-tokenized and its layout is never r
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -161,8 +162,9 @@ def from_row(row: Mapping[str, Any] | pd.Series) -> Trajectory:
         for kind, path, start, end in json.loads(row["segments"])
     ]
     told = row.get("entropies")
-    # missing, or nan in a table that holds older rows and newer ones
-    entropies = [] if told is None or np.ndim(told) == 0 else [float(x) for x in told]
+    # missing, or nan in a table that holds older rows and newer ones; parquet has null for nan
+    known = told is not None and np.ndim(told) > 0
+    entropies = [math.nan if x is None else float(x) for x in told] if known else []
     return Trajectory(
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,

@@ -7,6 +7,7 @@
     slips, doubt                                         where a trajectory may have gone wrong
     curves                                               a training log
     ladder, paired, speed, lengths, branches, table      evaluated checkpoints
+    best_curves                                          what more samples are worth
     adaptivity                                           their ways to divide a problem
 
 One front end (`explorer/frontend`) draws trajectories: `response` and `page` return HTML that holds
@@ -16,6 +17,7 @@ fetch nothing.
 """
 
 from npr_lib.viz.adaptivity import adaptivity
+from npr_lib.viz.best import best_curves
 from npr_lib.viz.curves import curves
 from npr_lib.viz.explorer.data import page
 from npr_lib.viz.explorer.foreign import read_texts
@@ -30,6 +32,7 @@ from npr_lib.viz.tables import table
 
 __all__ = [
     "adaptivity",
+    "best_curves",
     "branches",
     "curves",
     "doubt",
