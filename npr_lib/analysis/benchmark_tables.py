@@ -17,7 +17,7 @@ from npr_lib.analysis.tables import PAPER_SPEED
 
 MEAN = "mean"
 SOURCE = "from"
-OURS, PAPER = "here", "the paper"
+OURS, PAPER = "here", "paper"
 
 
 def frame(result: Mapping[str, Any], part: str = "numbers") -> pd.DataFrame:
@@ -126,7 +126,9 @@ def speed(result: Mapping[str, Any]) -> pd.DataFrame:
         if not any(metric in of.index for metric in SPEED):
             continue
         cells = {
-            heading: interval_text(of.loc[metric]) if metric in of.index else "–"
+            heading: interval_text(of.loc[metric], digits=3 if "seconds" in heading else 2)
+            if metric in of.index
+            else "–"
             for metric, heading in SPEED.items()
         }
         rows.append({"model": model, "set": name, SOURCE: OURS, **cells})

@@ -193,6 +193,21 @@ def test_the_ablations_run_on_the_smoke_run(smoke, tmp_path):
     }
 
 
+def test_benchmarks_run_on_the_smoke_run(smoke, tmp_path):
+    """Notebook 13 on the run's own models."""
+    _, run_dir, _ = smoke
+    source, target = FOLDER / "13_benchmarks.ipynb", tmp_path / "13_benchmarks.ipynb"
+    parameters = {"run_dir": str(run_dir), "sets": "data/parts_test.jsonl@exact"}
+    parameters |= {"k": 2, "limit": 3, "max_tokens": 60}
+    with execution.kernel(tmp_path / ".jupyter", tmp_path / "events"):
+        execution.execute(source, target, parameters, REPOSITORY, "benchmarks")
+    out = run_dir / "benchmarks"
+    result = json.loads((out / "results.json").read_text())
+    assert list(result["models"]) == ["sr", "npr"] and result["sets"]["parts_test"]["problems"] == 3
+    table = pd.read_parquet(out / "responses" / "npr" / "parts_test.parquet")
+    assert len(table) == 6 and (out / "benchmarks.html").exists()
+
+
 def test_an_adopted_seed_is_reported(smoke, tmp_path):
     """Notebooks 00 and 90 where the smoke run's seed is a model that existed before.
 
