@@ -115,6 +115,12 @@ def evaluate(
         "numbers": _rows(numbers(answered, sets, settings)),
         "differences": _rows(differences(answered, sets)),
         "speed_ratios": _rows(ratios(answered, sets)),
+        "not_timed": [
+            {"model": name, "set": of, "responses": timing.too_long}
+            for name, own in answered.items()
+            for of, timing in own.timings.items()
+            if timing.too_long
+        ],
     }
     write_json(out / "results.json", result)
     for name in answered:

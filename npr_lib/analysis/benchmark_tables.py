@@ -211,6 +211,11 @@ def comparability(result: Mapping[str, Any]) -> list[str]:
             "another k changes the noise of avg@k, not what it estimates: "
             f"{', '.join(other_k)}."
         )
+    for row in result["not_timed"]:
+        notes.append(
+            "{responses} responses of {model} on {set} could not be timed: in sequence they don't "
+            "fit the model's context.".format(**row)
+        )
     prompts = {one["prompt"] for one in result["models"].values()}
     notes += [
         "Prompts are ours (" + "; ".join(map(repr, sorted(prompts))) + "), as the paper's are not "

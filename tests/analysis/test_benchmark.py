@@ -200,7 +200,7 @@ def test_means_and_paired_differences_are_those_of_the_parquet_files(evaluated, 
 
 
 def test_each_model_is_asked_everything_once_in_its_mode(evaluated, sets):
-    _, result, engines = evaluated
+    out, result, engines = evaluated
     for name, mode in (("sr", "sequential"), ("npr", "parallel")):
         calls = engines[name].calls
         assert [prompts for prompts, *_ in calls] == [
@@ -208,6 +208,10 @@ def test_each_model_is_asked_everything_once_in_its_mode(evaluated, sets):
         ]
         assert {(n, m) for _, _, n, m in calls} == {(K, mode)}
         assert result["models"][name]["mode"] == mode
+        (_, params, *_) = calls[0]
+        for _, one in pd.read_parquet(out / "responses" / name / "first.parquet").iterrows():
+            said = engines[name].respond(f"{one['problem']}\n", one["sample"], params, mode)
+            assert one["text"] == said.text
     assert result["sets"]["aime25"] == {
         "spec": dict(sets[2].spec),
         "problems": 6,
