@@ -23,10 +23,11 @@ from typing import Any
 import pandas as pd
 
 from npr_lib import WorkbenchError
-from npr_lib.engine import Engine, Finish, SamplingParams
+from npr_lib.engine import Finish, SamplingParams, SGLangEngine, TorchEngine
 from npr_lib.engine.sampling import mix
 from npr_lib.files import relative, write_json
 from npr_lib.progress import report_progress
+from npr_lib.reasoning.tokens import encode
 from npr_lib.reasoning.trajectory import Mode, Trajectory, from_row, to_rows
 from npr_lib.tasks.problems import Problem, ProblemSet, build_prompt
 from npr_lib.train.rollout import Rollout, score
@@ -35,7 +36,7 @@ MADE_OF = "made_of"
 
 
 def answers(
-    engine: Callable[[], Engine],
+    engine: Callable[[], TorchEngine | SGLangEngine],
     problems: ProblemSet,
     path: Path,
     made_of: Mapping[str, Any],
@@ -84,7 +85,7 @@ def answers(
 
 
 def by_problem(
-    engine: Engine,
+    engine: TorchEngine | SGLangEngine,
     missing: Sequence[Problem],
     problems: Sequence[Problem],
     template: str,
@@ -112,16 +113,29 @@ def by_problem(
 
 
 def _batch(
-    engine: Engine,
+    engine: TorchEngine | SGLangEngine,
     batch: Sequence[Problem],
     template: str,
     params: SamplingParams,
     k: int,
     mode: Mode,
 ) -> Iterator[tuple[Problem, list[Trajectory]]]:
-    prompts = [build_prompt(problem, template, engine.tokenizer) for problem in batch]
+    prompts = [
+        encode(build_prompt(problem, template, engine.tokenizer), engine.tokenizer)
+        for problem in batch
+    ]
+    for problem, ids in zip(batch, prompts, strict=True):
+        if len(ids) >= engine.context:
+            raise WorkbenchError(
+                f"problem {problem.id} has {len(ids)} tokens with its prompt, the model's context "
+                f"is {engine.context}: it can't be answered"
+            )
+    try:
+        events = engine.stream(prompts, params, n=k, mode=mode)
+    except ValueError as error:
+        raise WorkbenchError(f"the engine refuses what is asked: {error}") from error
     found: dict[int, dict[int, Trajectory]] = {}
-    for event in engine.stream(prompts, params, n=k, mode=mode):
+    for event in events:
         if isinstance(event, Finish):
             number, sample = divmod(event.index, k)
             own = found.setdefault(number, {})
@@ -163,10 +177,9 @@ def _read(path: Path, parts: Path, made_of: Mapping[str, Any]) -> pd.DataFrame:
     if path.exists():
         frames.append(pd.read_parquet(path))
         _refuse_other(json.loads(frames[0].attrs.get(MADE_OF, "{}")), made_of, path)
-    if (parts / "made_of.json").exists():
+    if own := [pd.read_parquet(part) for part in sorted(parts.glob("*.parquet"))]:
         _refuse_other(json.loads((parts / "made_of.json").read_text()), made_of, parts)
         known = set(frames[0]["problem_id"]) if frames else set()
-        own = [pd.read_parquet(part) for part in sorted(parts.glob("*.parquet"))]
         frames += [part for part in own if part["problem_id"].iloc[0] not in known]
     columns = ["problem_id", "problem", "sample"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)

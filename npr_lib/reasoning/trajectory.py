@@ -163,8 +163,8 @@ def from_row(row: Mapping[str, Any] | pd.Series) -> Trajectory:
     ]
     told = row.get("entropies")
     # missing, or nan in a table that holds older rows and newer ones; parquet has null for nan
-    known = told is not None and np.ndim(told) > 0
-    entropies = [math.nan if x is None else float(x) for x in told] if known else []
+    given = [] if told is None or np.ndim(told) == 0 else told
+    entropies = [math.nan if x is None else float(x) for x in given]
     return Trajectory(
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,

@@ -35,6 +35,7 @@ class Scripted:
         self.name, self.calls = name, []
 
     def respond(self, prompt, sample, params, mode):
+        prompt = prompt if isinstance(prompt, str) else TOKENIZER.decode(prompt)
         draw = random.Random(f"{self.name} {prompt} {sample} {params.seed}")
         value = int(re.match(r"A=(\d+)", prompt)[1])
         answer = value if draw.random() < SKILL[self.name] else draw.choice([1, 2, 90])
@@ -203,7 +204,7 @@ def test_each_model_is_asked_everything_once_in_its_mode(evaluated, sets):
     out, result, engines = evaluated
     for name, mode in (("sr", "sequential"), ("npr", "parallel")):
         calls = engines[name].calls
-        assert [prompts for prompts, *_ in calls] == [
+        assert [list(map(TOKENIZER.decode, prompts)) for prompts, *_ in calls] == [
             [f"{p.problem}\n" for p in one.problems] for one in sets
         ]
         assert {(n, m) for _, _, n, m in calls} == {(K, mode)}
@@ -348,5 +349,10 @@ def test_the_command_evaluates_models_of_any_folder(folders, tmp_path, capsys, m
     assert "top_p: 0.7 there, 0.9 now" in capsys.readouterr().err
     assert __main__.main(["evaluate", "nowhere", "--sets", "rg:leg_counting"]) == 1
     assert "is not a model folder" in capsys.readouterr().err
+    other = [*command, "--out", "other"]
+    assert __main__.main([*other, "--num-slots", "40"]) == 1
+    assert "the engine refuses what is asked: " in capsys.readouterr().err
+    assert __main__.main([*other, "--prompt", "A" * 600 + "{problem}"]) == 1
+    assert "tokens with its prompt, the model's context is 512" in capsys.readouterr().err
     assert __main__.main([*command, "--top-p", "7"]) == 1
     assert "top_p = 7.0: expected in (0, 1]" in capsys.readouterr().err

@@ -140,11 +140,19 @@ def test_a_changed_parameter_is_refused_with_its_name(tmp_path, finished):
         parts = path.with_name("set.parquet.parts")
         parts.mkdir()
         (parts / "made_of.json").write_text(json.dumps(MADE_OF))
+        pd.DataFrame({"problem_id": ["p0"]}).to_parquet(parts / "000000.parquet")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     message = r"made otherwise \(temperature: 1.0 there, 0.7 now, top_p: null there, 0.9 now\)"
     with pytest.raises(WorkbenchError, match=message):
         answer(path, made_of=MADE_OF | {"temperature": 0.7, "top_p": 0.9}, engine=no_engine)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_an_attempt_that_answered_nothing_binds_nobody(tmp_path):
+    path = tmp_path / "set.parquet"
+    with pytest.raises(AssertionError, match="nothing is missing"):
+        answer(path, PROBLEMS[:1], engine=no_engine)
+    assert len(answer(path, PROBLEMS[:1], made_of=MADE_OF | {"k": 5})) == 1
 
 
 def test_another_problem_under_an_old_id_is_refused(tmp_path):
