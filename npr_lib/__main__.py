@@ -176,6 +176,11 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="time the decoding of N responses a set, 0: don't [4]",
     )
+    command.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="grade by it too, in rows of their own: a name, or MODULE:FUNCTION",
+    )
     for name, kind, text in _SAMPLING:
         flag = f"--{name.replace('_', '-')}"
         command.add_argument(flag, type=kind, metavar="X", help=text)

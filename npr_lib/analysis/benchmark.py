@@ -31,7 +31,7 @@ from npr_lib.analysis.speed import Timing, speed_numbers, speed_ratios, time_rep
 from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine, TorchEngine
 from npr_lib.engine.checkpoint import check_model, checkpoint_mode, load_checkpoint
 from npr_lib.files import model_digest, write_json
-from npr_lib.identity import closure, fingerprint
+from npr_lib.identity import closure, fingerprint, resolve
 from npr_lib.reasoning.trajectory import Mode, Trajectory
 from npr_lib.train.rollout import to_table
 
@@ -41,6 +41,10 @@ PAPER_SAMPLING = SamplingParams(max_tokens=40_000, temperature=1.0, top_p=0.7)
 PLAIN_PROMPT = "{problem}\n"
 CHAT_PROMPT = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 """What is asked where nobody says otherwise: of a tokenizer without, and with, a chat template."""
+
+PROTOCOLS: dict[str, str] = {}
+"""Other ways to grade, beside the set's own verifier: short name -> `module:function` of a
+response's text and its problem; True, False, or None: no verdict."""
 
 MEAN = "mean"
 """The name of the mean over sets, in the place of a set's."""
@@ -53,7 +57,8 @@ class Settings:
     k: samples a problem; None: each set's own. mode: how to decode; auto: as each checkpoint says.
     engine: torch, sglang, or the url of a `python -m npr_lib serve`. prompt: None: `PLAIN_PROMPT`
     or `CHAT_PROMPT`. speed: of how many problems a set the first response is decoded again to time
-    it; 0: of none. rounds: how often.
+    it; 0: of none. rounds: how often. protocol: of `PROTOCOLS`, or `module:function`: a second
+    verdict on every response.
     """
 
     k: int | None = None
@@ -64,6 +69,7 @@ class Settings:
     prompt: str | None = None
     speed: int = 4
     rounds: int = 3
+    protocol: str | None = None
 
 
 @dataclass(slots=True)
@@ -91,6 +97,8 @@ def evaluate(
     Raises:
         WorkbenchError: `out` holds responses that were made otherwise; a model that is none.
     """
+    if settings.protocol:
+        resolve(settings.protocol, PROTOCOLS)  # is there, before anything is done
     answered = {name: _begin(folder, settings) for name, folder in model_names(models).items()}
     for name, own in answered.items():  # before hours of work on those that come first
         for one in sets:
@@ -200,8 +208,12 @@ def _answer(
     )
     samples = [sample for each in found for sample in range(len(each))]
     rollouts = responses.scored(found, one.problems)
-    own.tables[one.name] = to_table(rollouts, stage=name, checkpoint=name, sample=samples)
-    responses.write_scored(path, own.tables[one.name])
+    table = to_table(rollouts, stage=name, checkpoint=name, sample=samples)
+    if settings.protocol:
+        verdict = resolve(settings.protocol, PROTOCOLS)
+        table["accuracy_protocol"] = [float(bool(verdict(r.text, r.problem))) for r in rollouts]
+    own.tables[one.name] = table
+    responses.write_scored(path, table)
     if settings.speed:
         firsts = {p.id: each[0] for p, each in zip(one.problems, found, strict=True)}
         timed = out / "speed" / name / f"{one.name}.json"
@@ -262,6 +274,8 @@ def numbers(
             table, k = own.tables[one.name], settings.k or one.k
             found = {n: Estimate(**e) for n, e in metrics.summary(table, k).items()}
             found |= {f"best@{i}": metrics.best_at_k(table, i) for i in _curve(k)}
+            if settings.protocol:
+                found[f"avg_protocol@{k}"] = metrics.avg_at_k(_by_protocol(table))
             found["cut_off"] = metrics.share(table, table["finish_reason"] == "length")
             if one.name in own.timings:
                 found |= speed_numbers(own.timings[one.name], own.mode)
@@ -269,9 +283,18 @@ def numbers(
                 {"model": model, "set": one.name, "metric": metric, **estimate._asdict()}
                 for metric, estimate in found.items()
             ]
-        values = [metrics.avg_values(own.tables[one.name]).to_numpy() for one in sets]
-        rows.append({"model": model, "set": MEAN, "metric": "avg", **mean(values)._asdict()})
+        tables = {"avg": [own.tables[one.name] for one in sets]}
+        if settings.protocol:
+            tables["avg_protocol"] = list(map(_by_protocol, tables["avg"]))
+        for metric, each in tables.items():
+            values = [metrics.avg_values(table).to_numpy() for table in each]
+            rows.append({"model": model, "set": MEAN, "metric": metric, **mean(values)._asdict()})
     return rows
+
+
+def _by_protocol(table: pd.DataFrame) -> pd.DataFrame:
+    """Responses with the second verdict in the place of the first."""
+    return table.assign(accuracy=table["accuracy_protocol"])
 
 
 def _curve(k: int) -> list[int]:

@@ -5,6 +5,7 @@ A row of ours is `value [low, high]` with a 95 % interval; the paper gives none.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,19 +28,21 @@ def frame(result: Mapping[str, Any], part: str = "numbers") -> pd.DataFrame:
 
 
 def accuracy(result: Mapping[str, Any]) -> pd.DataFrame:
-    """Table 1: accuracy avg@k in %, a row a model, a column a set and their mean."""
+    """Table 1: accuracy avg@k in %, a row a model (two, where a protocol graded too), a column a
+    set and their mean."""
     own, sets = frame(result), result["sets"]
     headings = {name: f"{name} (avg@{one['k']})" for name, one in sets.items()}
     rows = []
-    for model in result["models"]:
+    protocol = result["settings"]["protocol"]
+    gradings = {"avg": OURS} | ({"avg_protocol": f"{OURS}, {protocol}"} if protocol else {})
+    for model, (metric, source) in itertools.product(result["models"], gradings.items()):
         of = own[own["model"] == model]
         cells = {
-            headings[name]: _cell(of[of["set"] == name], f"avg@{one['k']}")
+            headings[name]: _cell(of[of["set"] == name], f"{metric}@{one['k']}")
             for name, one in sets.items()
         }
-        rows.append(
-            {"model": model, SOURCE: OURS, **cells, MEAN: _cell(of[of["set"] == MEAN], "avg")}
-        )
+        cells[MEAN] = _cell(of[of["set"] == MEAN], metric)
+        rows.append({"model": model, SOURCE: source, **cells})
     rows += _paper_rows(paper.ACCURACY, sets, headings)
     return pd.DataFrame(rows).fillna("–").set_index(["model", SOURCE])
 
@@ -221,7 +224,9 @@ def comparability(result: Mapping[str, Any]) -> list[str]:
         "Prompts are ours (" + "; ".join(map(repr, sorted(prompts))) + "), as the paper's are not "
         "told; nor are the copies of the sets that it used.",
         "Answers are graded by the set's verifier, which is stricter than the paper's release: an "
-        "answer must stand in a box.",
+        "answer must stand in a box."
+        + f" The rows called {settings['protocol']} grade the same responses by that protocol."
+        * bool(settings["protocol"]),
         "Shares of responses that branched mean the same as the paper's trigger rate. They say "
         "nothing of quality: look at the format pass and the accuracy beside them.",
         "Tokens/s depend on the machine, and are not comparable. The ratio to another model is, as "

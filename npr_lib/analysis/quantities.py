@@ -52,6 +52,7 @@ def share(heading: str) -> Quantity:
 
 QUANTITIES = {
     "avg": share("accuracy"),
+    "avg_protocol": share("accuracy by the protocol"),
     "best": share("best of k"),
     "maj": share("majority vote"),
     "format_pass": share("format pass"),

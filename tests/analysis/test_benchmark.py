@@ -261,6 +261,25 @@ def test_the_papers_rows_stand_beside_ours(evaluated):
     assert "Not the whole set" not in notes
 
 
+def test_a_second_verdict_stands_beside_the_first(folders, sets, tmp_path, monkeypatch):
+    (tmp_path / "lenient.py").write_text("def last(text, problem):\n    return 'A' in text or None")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(benchmark, "load_checkpoint", lambda folder: (folder.name, TOKENIZER))
+    monkeypatch.setattr(benchmark, "TorchEngine", lambda name, *_: Scripted(name))
+    settings = Settings(k=2, speed=0, protocol="lenient:last")
+    result = evaluate(folders, sets[:2], tmp_path / "out", settings)
+    table = pd.read_parquet(tmp_path / "out" / "responses" / "sr" / "first.parquet")
+    expected = np.mean(["A" in text for text in table["text"]])
+    assert table["accuracy_protocol"].mean() == expected != table["accuracy"].mean()
+    told = row(result["numbers"], model="sr", set="first", metric="avg_protocol@2")
+    assert told["value"] == expected
+    shown = benchmark_tables.accuracy(result)["first (avg@2)"]
+    assert shown["sr", "here, lenient:last"].startswith(f"{100 * expected:.1f} [")
+    assert shown["sr", "here"].startswith(f"{100 * table['accuracy'].mean():.1f} [")
+    with pytest.raises(WorkbenchError, match="'lenient:first' can't be found"):
+        evaluate(folders, sets, tmp_path, Settings(protocol="lenient:first"))
+
+
 def test_the_papers_tables_are_whole():
     assert list(paper.ACCURACY) == [*paper.COLUMNS, "mean"]
     assert not paper.ACCURACY.isna().any(axis=None)
