@@ -123,12 +123,7 @@ def evaluate(
         "numbers": _rows(numbers(answered, sets, settings)),
         "differences": _rows(differences(answered, sets)),
         "speed_ratios": _rows(ratios(answered, sets)),
-        "not_timed": [
-            {"model": name, "set": of, "responses": timing.too_long}
-            for name, own in answered.items()
-            for of, timing in own.timings.items()
-            if timing.too_long
-        ],
+        "not_timed": _not_timed(answered),
     }
     write_json(out / "results.json", result)
     for name in answered:
@@ -339,6 +334,15 @@ def ratios(answered: Mapping[str, Answered], sets: Sequence[Asked]) -> list[dict
                     head = {"before": before, "after": after, "set": one.name, "metric": metric}
                     rows.append({**head, **estimate._asdict()})
     return rows
+
+
+def _not_timed(answered: Mapping[str, Answered]) -> list[dict[str, Any]]:
+    return [
+        {"model": name, "set": of, "responses": timing.too_long}
+        for name, own in answered.items()
+        for of, timing in own.timings.items()
+        if timing.too_long
+    ]
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

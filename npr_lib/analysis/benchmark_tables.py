@@ -6,6 +6,7 @@ A row of ours is `value [low, high]` with a 95 % interval; the paper gives none.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from npr_lib.analysis import paper
 from npr_lib.analysis.bootstrap import Estimate
 from npr_lib.analysis.quantities import QUANTITIES, interval_text, quantity
 from npr_lib.analysis.tables import PAPER_SPEED
+from npr_lib.tasks.benchmarks import BENCHMARKS
 
 MEAN = "mean"
 SOURCE = "from"
@@ -202,16 +204,15 @@ def comparability(result: Mapping[str, Any]) -> list[str]:
     foreign = [name for name, one in sets.items() if not one["paper"]]
     if foreign:
         notes.append(f"Not in the paper, and so in no row of it: {', '.join(foreign)}.")
+    k_of_paper = {one.paper: one.k for one in BENCHMARKS}
     other_k = [
-        f"{n} (k = {s['k']})"
-        for n, s in sets.items()
-        if s["paper"]
-        and s["k"] != (8 if s["paper"] in ("AIME25", "AIME24", "HMMT25", "AMC23") else 1)
+        f"{name} (k = {one['k']}, there {k_of_paper[one['paper']]})"
+        for name, one in sets.items()
+        if one["paper"] and one["k"] != k_of_paper[one["paper"]]
     ]
     if other_k:
         notes.append(
-            "The paper takes 8 samples of AIME25, AIME24, HMMT25 and AMC23 and one elsewhere; "
-            "another k changes the noise of avg@k, not what it estimates: "
+            "Another k than the paper's changes the noise of avg@k, not what it estimates: "
             f"{', '.join(other_k)}."
         )
     for row in result["not_timed"]:
@@ -219,21 +220,23 @@ def comparability(result: Mapping[str, Any]) -> list[str]:
             "{responses} responses of {model} on {set} could not be timed: in sequence they don't "
             "fit the model's context.".format(**row)
         )
-    prompts = {one["prompt"] for one in result["models"].values()}
-    notes += [
-        "Prompts are ours (" + "; ".join(map(repr, sorted(prompts))) + "), as the paper's are not "
-        "told; nor are the copies of the sets that it used.",
-        "Answers are graded by the set's verifier, which is stricter than the paper's release: an "
-        "answer must stand in a box."
-        + f" The rows called {settings['protocol']} grade the same responses by that protocol."
-        * bool(settings["protocol"]),
-        "Shares of responses that branched mean the same as the paper's trigger rate. They say "
-        "nothing of quality: look at the format pass and the accuracy beside them.",
-        "Tokens/s depend on the machine, and are not comparable. The ratio to another model is, as "
-        "far as both decode with engines of a kind; the speed-up on the same tokens is what "
-        "branching itself gains, and the paper has no number like it.",
-    ]
-    return notes
+    if settings["protocol"]:
+        notes.append(f"Rows that name {settings['protocol']} grade the same responses by it.")
+    prompts = sorted({json.dumps(one["prompt"]) for one in result["models"].values()})
+    return [*notes, f"Prompts are ours: {'; '.join(prompts)}.", *ALWAYS]
+
+
+ALWAYS = (
+    "The paper's prompts aren't told, nor the copies of the sets that it used.",
+    "Answers are graded by the set's verifier, which is stricter than the paper's release: an "
+    "answer must stand in a box.",
+    "Shares of responses that branched mean the same as the paper's trigger rate. They say nothing "
+    "of quality: look at the format pass and the accuracy beside them.",
+    "Tokens/s depend on the machine, and are not comparable. The ratio to another model is, as far "
+    "as both decode with engines of a kind; the speed-up on the same tokens is what branching "
+    "itself gains, and the paper has no number like it.",
+)
+"""What stands between our numbers and the paper's, whatever is evaluated."""
 
 
 def _pairs(result: Mapping[str, Any]) -> Sequence[tuple[str, str]]:

@@ -20,8 +20,8 @@ GENERATED = 100
 class Asked:
     """A problem set as an evaluation is asked for it.
 
-    spec: for `load_problems`. k: samples a problem, where nobody says otherwise. whole: problems of
-    the set, of which `problems` may be the first few. paper: its column in the paper's tables.
+    spec: for `load_problems`. whole: how many problems the set has, of which these may be a part.
+    k: samples a problem, where nobody says otherwise. paper: its column in the paper's tables.
     """
 
     name: str
@@ -61,7 +61,7 @@ def read_sets(
 def _read(text: str, limit: int | None, data: str, base: Path) -> Asked:
     name, k, paper = text, 1, None
     spec: dict[str, Any]
-    source, _, verifier = text.partition("@")
+    source, _, verifier = text.partition("@") if not (base / text).is_file() else (text, "", "")
     known = {one.name: one for one in benchmarks.BENCHMARKS if not one.training}
     if text.startswith("rg:"):
         name = text.removeprefix("rg:")
@@ -86,7 +86,8 @@ def _read(text: str, limit: int | None, data: str, base: Path) -> Asked:
         raise WorkbenchError(str(error)) from error
     if not problems:
         raise WorkbenchError(f"{text} has no problems")
-    return Asked(name, spec, problems[:limit], len(problems), k, paper)
+    whole = known[name].size if name in known else len(problems)
+    return Asked(name, spec, problems[:limit], whole, k, paper)
 
 
 def model_names(models: Sequence[str | Path]) -> dict[str, Path]:

@@ -106,7 +106,11 @@ def read_rows(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
         if reader is None:
             known = ", ".join(_READERS)
             raise ValueError(f"{file}: problems are read from files that end in {known}")
-        yield from reader(file)
+        try:
+            yield from reader(file)
+        except (ValueError, csv.Error) as error:  # also of bytes that are no text, or no parquet
+            told = str(error)
+            raise ValueError(told if told.startswith(str(file)) else f"{file}: {told}") from error
 
 
 def _lines(file: Path) -> Iterator[tuple[str, Any]]:

@@ -216,7 +216,7 @@ def test_each_model_is_asked_everything_once_in_its_mode(evaluated, sets):
     assert result["sets"]["aime25"] == {
         "spec": dict(sets[2].spec),
         "problems": 6,
-        "whole": 6,
+        "whole": 30,
         "k": K,
         "paper": "AIME25",
     }
@@ -257,8 +257,12 @@ def test_the_papers_rows_stand_beside_ours(evaluated):
     assert against.loc[("NPR over SR", "aime25", "paper")].iloc[0] == "4.6"
     assert ("npr over sr", "first", "here") in against.index
     notes = " ".join(benchmark_tables.comparability(result))
-    assert "up to 500 tokens" in notes and "first, second" in notes and "aime25 (k = 4)" in notes
-    assert "Not the whole set" not in notes
+    assert (
+        "up to 500 tokens" in notes
+        and "first, second" in notes
+        and "aime25 (k = 4, there 8)" in notes
+    )
+    assert "Not the whole set: aime25 (6 of 30)." in notes
 
 
 def test_a_second_verdict_stands_beside_the_first(folders, sets, tmp_path, monkeypatch):

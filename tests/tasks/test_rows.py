@@ -183,6 +183,14 @@ def test_broken_files_say_where(tmp_path):
         whole(str(tmp_path / "set.csv"))
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "csv"])
+def test_bytes_that_are_no_such_file_are_named(tmp_path, ending):
+    path = tmp_path / f"set.{ending}"
+    path.write_bytes(b'problem,answer\n"\xff' + b"1" * 200_000 + b'",2\n')
+    with pytest.raises(ValueError, match=rf"^{path}"):
+        whole(str(path))
+
+
 def test_only_a_line_feed_ends_a_line(tmp_path):
     texts = ["one\u2028two?", "three\u2029four?", "five\x0bsix?", "seven\x85eight?"]
     rows = [{"problem": text, "answer": text} for text in texts]
