@@ -46,6 +46,9 @@ PROTOCOLS: dict[str, str] = {}
 """Other ways to grade, beside the set's own verifier: short name -> `module:function` of a
 response's text and its problem; True, False, or None: no verdict."""
 
+SIZES = ("num_slots", "max_running", "max_step_tokens", "persistent_prefix", "backend")
+"""What of an engine's configuration decides no response."""
+
 MEAN = "mean"
 """The name of the mean over sets, in the place of a set's."""
 
@@ -225,8 +228,7 @@ def _made_of(own: Answered, settings: Settings, one: Asked) -> dict[str, Any]:
         "mode": own.mode,
         "k": settings.k or one.k,
         **asdict(settings.sampling),
-        "max_branches": settings.config.max_branches,
-        "max_depth": settings.config.max_depth,
+        **{name: v for name, v in asdict(settings.config).items() if name not in SIZES},
         "engine": decoding,
         "code of the engine": fingerprint(closure(module[decoding])),
     }
