@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 from collections import Counter
 from fractions import Fraction
 
@@ -308,15 +309,14 @@ def test_the_page_is_one_that_fetches_nothing(evaluated):
 
 
 def test_a_changed_setting_is_refused_before_anything_is_done(
-    evaluated, folders, sets, monkeypatch
+    evaluated, folders, sets, tmp_path, monkeypatch
 ):
     out, *_ = evaluated
-    monkeypatch.setattr(
-        benchmark, "load_checkpoint", lambda folder: pytest.fail("a model is loaded")
-    )
+    monkeypatch.setattr(benchmark, "load_checkpoint", lambda folder: pytest.fail("it is loaded"))
     other = Settings(k=K, sampling=SamplingParams(max_tokens=500, seed=4), speed=0)
+    fresh = shutil.copytree(folders[1], tmp_path / "fresh")  # would be answered first
     with pytest.raises(WorkbenchError, match=r"sr/first.parquet .*\(seed: 3 there, 4 now\)"):
-        evaluate(folders, sets, out, other)
+        evaluate([fresh, *folders], sets, out, other)
 
 
 # ---------------------------------------------------------------- sets, models, the command

@@ -143,6 +143,8 @@ GOOD = {"problem": "1+1?", "answer": "2"}
         ({"problem": "", "answer": "1"}, r"column 'problem' \(problem\) is blank"),
         ({"problem": {"text": "2?"}, "answer": "1"}, 'is no text but a mapping: {"text": "2'),
         ({"problem": ["2?"], "answer": "1"}, "is no text but a list"),
+        ({"problem": 2 * [{"role": "user", "content": "2?"}], "answer": "1"}, "speaks 2 times"),
+        ({"problem": [{"role": "system", "content": "2?"}], "answer": "1"}, "speaks 0 times"),
         ({"problem": "2?", "answer": {"value": 3}}, "is no text or number but a mapping"),
         ({"problem": "2?", "answer": []}, "is an empty list"),
         ({"problem": "2?", "answer": [[1]]}, "is no text or number but a list"),
