@@ -205,8 +205,8 @@ def _answer(
         title=f"{name} {one.name}",
     )
     samples = [sample for each in found for sample in range(len(each))]
-    rollouts = responses.scored(found, one.problems)
-    table = to_table(rollouts, stage=name, checkpoint=name, sample=samples)
+    rollouts, decided = responses.scored(found, one.problems)
+    table = to_table(rollouts, stage=name, checkpoint=name, sample=samples, decided=decided)
     if settings.protocol:
         verdict = resolve(settings.protocol, PROTOCOLS)
         table["accuracy_protocol"] = [float(bool(verdict(r.text, r.problem))) for r in rollouts]
@@ -273,6 +273,7 @@ def numbers(
             found |= {f"best@{i}": metrics.best_at_k(table, i) for i in _curve(k)}
             if settings.protocol:
                 found[f"avg_protocol@{k}"] = metrics.avg_at_k(_by_protocol(table))
+            found["undecided"] = metrics.share(table, ~table["decided"])
             found["cut_off"] = metrics.share(table, table["finish_reason"] == "length")
             if one.name in own.timings:
                 found |= speed_numbers(own.timings[one.name], own.mode)

@@ -81,7 +81,7 @@ def sampling(result: Mapping[str, Any]) -> pd.DataFrame:
         best = sorted(int(m.split("@")[1]) for m in of["metric"] if m.startswith("best@"))
         cells = {f"best@{i}": _cell(of, f"best@{i}") for i in best}
         cells["maj@k"] = _cell(of, f"maj@{k}")
-        for metric in ("cut_off", "uncompared"):
+        for metric in ("cut_off", "undecided"):
             cells[QUANTITIES[metric].title()] = _cell(of, metric)
         rows.append({"model": model, "set": name, "k": k, **cells})
     return pd.DataFrame(rows).fillna("–").set_index(["model", "set"])

@@ -58,7 +58,7 @@ QUANTITIES = {
     "format_pass": share("format pass"),
     "trigger_rate": share("parallel trigger rate"),
     "cut_off": share("cut off"),
-    "uncompared": share("not comparable"),
+    "undecided": share("could not be compared"),
     "wide_block_share": share("blocks of ≥ 2 branches"),
     "branches_per_block": Quantity("branches a block"),
     "balance": Quantity("balance of branches"),

@@ -79,8 +79,8 @@ def parts(result: dict[str, Any]) -> list[Part]:
         Part(
             "More samples",
             "best@k: a right answer among k samples; maj@k: the majority of them is right. Cut "
-            "off: responses that ended at a token budget or the model's context. Not comparable: "
-            "answers on which no verdict could be reached; they count as wrong.",
+            "off: responses that ended at a token budget or the model's context. Could not be "
+            "compared: answers on which the verifier came to no verdict; they count as wrong.",
             benchmark_tables.sampling(result),
             (viz.best_curves(numbers),) if curves else (),
         ),

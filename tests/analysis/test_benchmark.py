@@ -153,7 +153,7 @@ def test_the_metrics_are_those_of_the_parquet_file(evaluated, sets):
         ratios["work"], ratios["span"] = (total["work"], count), (total["span"], count)
         ratios["ideal_speedup"] = (total["work"], total["span"])
         ratios["trigger_rate"] = ([sum(map(bool, p["branches"])) for p in own.values()], count)
-        ratios["cut_off"] = ([0] * len(own), count)
+        ratios["cut_off"] = ratios["undecided"] = ([0] * len(own), count)
         if model == "npr":
             blocks = [[n for response in p["branches"] for n in response] for p in own.values()]
             sizes = [len(each) for each in blocks]

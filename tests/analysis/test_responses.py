@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from oracles import random_model
 from policies import random_policy
+from scripted import trajectory
 
 from npr_lib import WorkbenchError
 from npr_lib.analysis import responses
@@ -166,7 +167,7 @@ def test_another_problem_under_an_old_id_is_refused(tmp_path):
 def test_scores_take_the_place_of_bare_responses_and_leave_others_alone(tmp_path):
     path = tmp_path / "set.parquet"
     found = answer(path)
-    rollouts = responses.scored(found[:2], PROBLEMS[:2])
+    rollouts, _ = responses.scored(found[:2], PROBLEMS[:2])
     table = responses.to_rows(
         [rollout.trajectory for rollout in rollouts],
         problem_id=["p0"] * 3 + ["p1"] * 3,
@@ -184,6 +185,19 @@ def test_scores_take_the_place_of_bare_responses_and_leave_others_alone(tmp_path
     ].isna().all()
     assert flat(answer(path, engine=no_engine)) == flat(found)
     assert np.unique(there["problem_id"]).size == len(PROBLEMS)
+
+
+def test_no_verdict_counts_as_wrong_and_is_told_apart():
+    said = {"7": True, "8": False, "9": None}
+    problems = ProblemSet(list(PROBLEMS[:2]), lambda predicted, problem: said[predicted])
+    boxes = [["7", "9", None], ["8", "9", "7"]]
+    found = [
+        [trajectory("A" if box is None else f"\\boxed{{{box}}}") for box in own] for own in boxes
+    ]
+    rollouts, decided = responses.scored(found, problems)
+    assert [rollout.correct for rollout in rollouts] == [True, False, False, False, False, True]
+    assert decided == [True, False, True, True, False, True]
+    assert [rollout.problem.id for rollout in rollouts] == ["p0"] * 3 + ["p1"] * 3
 
 
 if __name__ == "__main__":
