@@ -18,6 +18,7 @@ from npr_lib.analysis.sets import Asked
 from npr_lib.files import REPOSITORY
 from npr_lib.progress import VARIABLE
 from npr_lib.workbench import manifest, pages, progress
+from npr_lib.workbench.pages.notebook import SCRIPT, copy_script
 from npr_lib.workbench.pages.template import render
 from npr_lib.workbench.stages import take_lock
 
@@ -137,9 +138,9 @@ def write_page(out: Path) -> Path:
         notes=benchmark_tables.comparability(result),
         files=files,
     )
-    pages.copy_script(out)
+    copy_script(out)
     target = out / "benchmarks.html"
-    script = f'<script src="{pages.SCRIPT}"></script>'
+    script = f'<script src="{SCRIPT}"></script>'
     target.write_text(pages.page("NPR Workbench: benchmarks", body, script), encoding="utf-8")
     return target
 
