@@ -74,6 +74,13 @@ class Settings:
     rounds: int = 3
     protocol: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, value, least in (("k", self.k, 1), ("speed", self.speed, 0)):
+            if value is not None and value < least:
+                raise WorkbenchError(f"{name} = {value}: expected at least {least}")
+        if isinstance(self.prompt, str) and "{problem}" not in self.prompt:
+            raise WorkbenchError(f"the prompt has no {{problem}}: {self.prompt!r}")
+
 
 @dataclass(slots=True)
 class Answered:

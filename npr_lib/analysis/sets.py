@@ -52,6 +52,8 @@ def read_sets(
     Raises:
         WorkbenchError: no such benchmark or file, or two sets of one name.
     """
+    if limit is not None and limit < 1:
+        raise WorkbenchError(f"limit = {limit}: expected at least 1")
     texts = named.split(",") if isinstance(named, str) else named
     asked = [_read(text.strip(), limit, data, base) for text in texts]
     _distinct([one.name for one in asked], "sets", texts)

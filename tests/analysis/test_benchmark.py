@@ -377,5 +377,12 @@ def test_the_command_evaluates_models_of_any_folder(folders, tmp_path, capsys, m
     assert "the engine refuses what is asked: " in capsys.readouterr().err
     assert __main__.main([*other, "--prompt", "A" * 600 + "{problem}"]) == 1
     assert "tokens with its prompt, the model's context is 512" in capsys.readouterr().err
+    for wrong, message in (
+        (["--k", "0"], "k = 0: expected at least 1"),
+        (["--limit", "0"], "limit = 0: expected at least 1"),
+        (["--prompt", "Solve it"], "the prompt has no {problem}: 'Solve it'"),
+    ):
+        assert __main__.main([*other, *wrong]) == 1
+        assert message in capsys.readouterr().err
     assert __main__.main([*command, "--top-p", "7"]) == 1
     assert "top_p = 7.0: expected in (0, 1]" in capsys.readouterr().err
