@@ -169,7 +169,14 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--out", metavar="DIR", type=Path, help="[reports/benchmarks]")
     command.add_argument("--data", metavar="DIR", help="folder of benchmark files [benchmarks]")
     command.add_argument("--limit", type=int, metavar="N", help="only the first N problems of each")
-    command.add_argument("--prompt", metavar="TEXT", help="with {problem} in it")
+    command.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="with {problem} in it; or, in YAML, {template: TEXT, system: TEXT, chat: OPTIONS}",
+    )
+    command.add_argument(
+        "--style", choices=("compact", "lines"), help="what stands around the tags [the model's]"
+    )
     command.add_argument(
         "--speed",
         type=int,
@@ -270,12 +277,16 @@ def _bench(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from dataclasses import fields, replace
 
+    import yaml
+
     from npr_lib.analysis.benchmark import Settings
     from npr_lib.analysis.sets import read_sets
     from npr_lib.tasks.benchmarks import FOLDER
     from npr_lib.workbench import benchmarks
 
     given = {name: value for name, value in vars(options).items() if value is not None}
+    if given.get("prompt", "").lstrip().startswith("{template:"):
+        given["prompt"] = yaml.safe_load(given["prompt"])
 
     def changed(default: Any) -> Any:
         own = {f.name for f in fields(default)} & set(given)

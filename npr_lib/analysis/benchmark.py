@@ -33,6 +33,7 @@ from npr_lib.engine.checkpoint import check_model, checkpoint_mode, load_checkpo
 from npr_lib.files import model_digest, write_json
 from npr_lib.identity import closure, fingerprint, resolve
 from npr_lib.reasoning.trajectory import Mode, Trajectory
+from npr_lib.tasks.problems import Prompt
 from npr_lib.train.rollout import to_table
 
 PAPER_SAMPLING = SamplingParams(max_tokens=40_000, temperature=1.0, top_p=0.7)
@@ -69,7 +70,7 @@ class Settings:
     engine: str = "torch"
     sampling: SamplingParams = PAPER_SAMPLING
     config: EngineConfig = field(default_factory=EngineConfig)
-    prompt: str | None = None
+    prompt: Prompt | None = None
     speed: int = 4
     rounds: int = 3
     protocol: str | None = None
@@ -78,7 +79,10 @@ class Settings:
         for name, value, least in (("k", self.k, 1), ("speed", self.speed, 0)):
             if value is not None and value < least:
                 raise WorkbenchError(f"{name} = {value}: expected at least {least}")
-        if isinstance(self.prompt, str) and "{problem}" not in self.prompt:
+        template = (
+            self.prompt if isinstance(self.prompt, str) else (self.prompt or {}).get("template")
+        )
+        if self.prompt is not None and "{problem}" not in str(template):
             raise WorkbenchError(f"the prompt has no {{problem}}: {self.prompt!r}")
 
 
@@ -88,7 +92,7 @@ class Answered:
 
     folder: Path
     mode: Mode
-    prompt: str
+    prompt: Prompt
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     timings: dict[str, Timing] = field(default_factory=dict)
 

@@ -29,7 +29,7 @@ from npr_lib.files import relative, write_json
 from npr_lib.progress import report_progress
 from npr_lib.reasoning.tokens import encode
 from npr_lib.reasoning.trajectory import Mode, Trajectory, from_row, to_rows
-from npr_lib.tasks.problems import Problem, ProblemSet, build_prompt
+from npr_lib.tasks.problems import Problem, ProblemSet, Prompt, build_prompt
 from npr_lib.train.rollout import Rollout, score
 
 MADE_OF = "made_of"
@@ -41,7 +41,7 @@ def answers(
     path: Path,
     made_of: Mapping[str, Any],
     *,
-    template: str,
+    template: Prompt,
     sampling: SamplingParams,
     k: int,
     mode: Mode,
@@ -88,7 +88,7 @@ def by_problem(
     engine: TorchEngine | SGLangEngine,
     missing: Sequence[Problem],
     problems: Sequence[Problem],
-    template: str,
+    template: Prompt,
     sampling: SamplingParams,
     k: int,
     mode: Mode,
@@ -115,15 +115,16 @@ def by_problem(
 def _batch(
     engine: TorchEngine | SGLangEngine,
     batch: Sequence[Problem],
-    template: str,
+    template: Prompt,
     params: SamplingParams,
     k: int,
     mode: Mode,
 ) -> Iterator[tuple[Problem, list[Trajectory]]]:
-    prompts = [
-        encode(build_prompt(problem, template, engine.tokenizer), engine.tokenizer)
-        for problem in batch
-    ]
+    try:
+        texts = [build_prompt(problem, template, engine.tokenizer) for problem in batch]
+    except ValueError as error:  # what a tokenizer without a chat template has no place for
+        raise WorkbenchError(str(error)) from error
+    prompts = [encode(text, engine.tokenizer) for text in texts]
     for problem, ids in zip(batch, prompts, strict=True):
         if len(ids) >= engine.context:
             raise WorkbenchError(

@@ -322,6 +322,24 @@ def test_a_changed_setting_is_refused_before_anything_is_done(
 # ---------------------------------------------------------------- sets, models, the command
 
 
+def test_a_chat_template_is_asked_otherwise_and_takes_options(folders, tmp_path, monkeypatch):
+    (tmp_path / "one.json").write_text(json.dumps([{"problem": "A=1;", "answer": 1}]))
+    chat = shutil.copytree(folders[0], tmp_path / "chat")
+    template = "{% for m in messages %}({{ m.role }}){{ m.content }}{% endfor %}{{ more }}"
+    (chat / "chat_template.jinja").write_text(template)
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "chat", "--sets", "one.json", "--max-tokens", "2", "--speed", "0"]
+
+    def asked(out, *options):
+        assert __main__.main([*command, "--out", out, *options]) == 0
+        table = pd.read_parquet(tmp_path / out / "responses" / "chat" / "one.parquet")
+        return TOKENIZER.decode(table["prompt_ids"].iloc[0])
+
+    assert asked("plain") == f"(user){benchmark.CHAT_PROMPT.replace('{problem}', 'A=1;')}"
+    more = '{template: "{problem}?", system: B, chat: {more: C}}'
+    assert asked("more", "--prompt", more) == "(system)B(user)A=1;?C"
+
+
 def test_sets_by_name(tmp_path):
     rows = [{"problem": f"{i}?", "answer": i} for i in range(30)]
     for place in ("benchmarks/aime25.json", "mine.jsonl"):
