@@ -42,7 +42,7 @@ BROKEN: dict[str, tuple[str, dict[ViolationKind, int]]] = {
     "tags after": (response(after=f"<step>3:c</step>{ANSWER}"), {K.TAGS_AFTER_BLOCKS: 2}),
     "no box": (response(after="so 5"), {K.MISSING_BOX: 1}),
     "no answer": (response(after=""), {K.MISSING_BOX: 1}),
-    "empty box": (response(after="\\boxed{5} \\boxed{ }"), {K.MISSING_BOX: 1}),
+    "empty box": (response(after="so \\boxed{ }"), {K.MISSING_BOX: 1}),
     "unbalanced box": (response(after="\\boxed{5"), {K.MISSING_BOX: 1}),
     "box before the answer only": (
         response(takeaway="<takeaway>\\boxed{5}</takeaway>", after="so"),

@@ -23,7 +23,11 @@ MAX_DEPTH = 64  # whatever walks a graph recurses once a depth
 
 # A doubled backslash is a line break, not an escape, unless "boxed" follows ("\\boxed{" is what
 # models write that were taught on escaped strings).
-_BRACES = re.compile(r"\\boxed\s*\{|\\\\(?!boxed)|\\[{}]|[{}]")
+_BRACES = re.compile(
+    r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[+-]?[0-9](?:[0-9.,]*[0-9])?))"
+    r"|\\\\(?!boxed|fbox)|\\[{}]|[{}]"
+)
+_BETWEEN = re.compile(r"[\s$]*(?:[,;]|(?:[,;][\s$]*)?(?:and|or|\\text\{\s*(?:and|or)\s*\}))[\s$]*")
 
 
 class ViolationKind(StrEnum):
@@ -100,37 +104,54 @@ class Block:
 
 @dataclass(slots=True)
 class ReasoningGraph:
-    """A parsed response. With violations, `blocks` and `answer` are the best reading of it."""
+    r"""A parsed response. With violations, `blocks` and `answer` are the best reading of it.
+
+    boxed: `last_boxed` of the answer, or, where a broken format leaves it none, of what follows the
+    last tag: whether an answer is right does not depend on the format. A branch's box is no answer.
+    """
 
     blocks: list[Block]
     answer: str
     violations: list[Violation] = field(default_factory=list)
     answer_start: int = field(default=0, compare=False)
+    boxed: str | None = field(default=None, compare=False)
 
     @property
     def valid(self) -> bool:
         """No violations."""
         return not self.violations
 
-    @property
-    def boxed(self) -> str | None:
-        r"""Content of the answer's last balanced `\boxed{}`, None without one."""
-        return last_boxed(self.answer)
+    def __post_init__(self) -> None:
+        if self.boxed is None:
+            self.boxed = last_boxed(self.answer)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the `\boxed{...}` that opens last and whose braces balance, None without one.
+    r"""Content of the box that opens last and whose braces balance, None without one. One pass.
 
-    Escaped braces (`\{`, `\}`) are text. One pass.
+    A box is `\boxed{...}`, `\fbox{...}` or `\boxed 3`; escaped braces (`\{`, `\}`) are text. An
+    empty one after another (instructions that are echoed) is none. Boxes with nothing but commas,
+    "and" or "or" between them are one answer in pieces: `\boxed{3} and \boxed{5}` is "3, 5".
     """
     opened: list[tuple[int, int]] = []  # (offset, or -1 of a plain brace; where the content starts)
-    last, content = -1, None
+    boxes: list[tuple[int, int, int, int]] = []  # (offset, content's start and end, where it ends)
     for match in _BRACES.finditer(text):
         symbol = match[0]
-        if symbol == "}":
+        if match["bare"]:
+            boxes.append((match.start(), *match.span("bare"), match.end()))
+        elif symbol == "}":
             offset, start = opened.pop() if opened else (-1, 0)
-            if offset > last:
-                last, content = offset, (start, match.start())
-        elif symbol == "{" or symbol.startswith("\\boxed"):
+            if offset >= 0:
+                boxes.append((offset, start, match.start(), match.end()))
+        elif symbol == "{" or symbol.startswith(("\\boxed", "\\fbox")):
             opened.append((-1 if symbol == "{" else match.start(), match.end()))
-    return None if content is None else text[slice(*content)]
+    boxes.sort()
+    while len(boxes) > 1 and not text[boxes[-1][1] : boxes[-1][2]].strip():
+        boxes.pop()
+    if not boxes:
+        return None
+    last = len(boxes) - 1
+    while last and _BETWEEN.fullmatch(text, boxes[last - 1][3], boxes[last][0]):
+        last -= 1
+    pieces = [text[start:end] for _, start, end, _ in boxes[last:]]
+    return pieces[0] if len(set(pieces)) == 1 else ", ".join(pieces)

@@ -205,10 +205,13 @@ class _Parser:
             self.stray_text(zone)
             kind = ViolationKind.TAGS_OUTSIDE_BLOCKS
             self.report_tags(kind, zone.first, zone.stop, "outside a block")
-        if not (last_boxed(answer) or "").strip():
+        boxed = last_boxed(answer)
+        if not (boxed or "").strip():
             self.report(ViolationKind.MISSING_BOX, answer_start, "the answer has no \\boxed{...}")
         self.violations.sort(key=lambda violation: violation.offset)
-        return ReasoningGraph(blocks, answer, self.violations, answer_start)
+        if boxed is None:
+            boxed = last_boxed(self.text[self.ends[self.last - 1] :])
+        return ReasoningGraph(blocks, answer, self.violations, answer_start, boxed)
 
     def blocks(self, start: int, i: int, limit: int, depth: int) -> tuple[list[Block], list[_Zone]]:
         """The blocks from tag i up to `limit`, and the n + 1 zones around them; the first zone

@@ -20,6 +20,7 @@ test stay disjoint whatever the seeds. As a command this writes a set as JSON li
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -62,29 +63,72 @@ class Problem:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-# (what stands in the response's last box, the problem) -> right or wrong
-Verifier = Callable[[str, Problem], bool]
+# (what stands in the response's last box, the problem) -> right, wrong, or None: no telling. More
+# keywords are what a specification gives as `verifier: {name: ..., KEYWORD: ...}`.
+Verifier = Callable[[str, Problem], bool | None]
 
 
-def math(predicted: str, problem: Problem) -> bool:
-    """Mathematically the same (`verify.math_equal`)."""
-    return verify.math_equal(predicted, problem.answer)
+def math(predicted: str, problem: Problem, **policy: Any) -> bool | None:
+    """Mathematically the same (`verify.verdict`) as one of the answers. policy: of `verify.Policy`,
+    such as tolerance=0.01."""
+    asked = verify.Policy(**policy) if policy else None
+    verdicts = [verify.verdict(predicted, one, policy=asked) for one in answers(problem)]
+    return True if True in verdicts else None if None in verdicts else False
 
 
 def exact(predicted: str, problem: Problem) -> bool:
     """The same text but for white space around it."""
-    return verify.exact(predicted, problem.answer)
+    return any(verify.exact(predicted, one) for one in answers(problem))
 
 
-VERIFIERS = {"math": f"{__name__}:math", "exact": f"{__name__}:exact"}
+def choice(predicted: str, problem: Problem) -> bool:
+    """The right letter, or the text of the right one of `meta["options"]`."""
+    return verify.choice(predicted, problem.answer, problem.meta.get("options", ()))
+
+
+def words(predicted: str, problem: Problem, case: bool = False, order: bool = True) -> bool:
+    """The same words (`verify.words`)."""
+    return any(verify.words(predicted, one, case, order) for one in answers(problem))
+
+
+def grid(predicted: str, problem: Problem) -> bool:
+    """Every cell of a table is right (`verify.grid`)."""
+    return verify.grid(predicted, problem.answer)
+
+
+def answers(problem: Problem) -> Sequence[str]:
+    """All that are right: the answer, or those in `meta["answers"]`."""
+    return problem.meta.get("answers") or (problem.answer,)
+
+
+VERIFIERS = {name: f"{__name__}:{name}" for name in ("math", "exact", "choice", "words", "grid")}
+
+
+def verifier(named: str | Mapping[str, Any] | Verifier) -> Verifier:
+    """A verifier by its name, or as {"name": ..., keyword: value}. WorkbenchError: there is none of
+    that name; ValueError: it has no such keyword or value."""
+    if not isinstance(named, Mapping):
+        return resolve(named, VERIFIERS)
+    keywords = {key: value for key, value in named.items() if key != "name"}
+    function = resolve(named.get("name", "math"), VERIFIERS)
+    if function is math:
+        verify.Policy(**keywords)  # wrong ones are said now
+    else:
+        try:
+            inspect.signature(function).bind("", None, **keywords)
+        except TypeError as error:
+            raise ValueError(f"verifier {named.get('name')!r}: {error}") from error
+    return functools.partial(function, **keywords)
 
 
 class ProblemSet(Sequence[Problem]):
     """An immutable sequence of problems with their verifier (a function, or how it is named)."""
 
-    def __init__(self, problems: Iterable[Problem], verifier: str | Verifier = math) -> None:
+    def __init__(
+        self, problems: Iterable[Problem], verified: str | Mapping[str, Any] | Verifier = math
+    ) -> None:
         self._problems = tuple(problems)
-        self.verifier: Verifier = resolve(verifier, VERIFIERS)
+        self.verifier = verifier(verified)
 
     def __len__(self) -> int:
         return len(self._problems)
@@ -98,8 +142,9 @@ class ProblemSet(Sequence[Problem]):
             return ProblemSet(self._problems[index], self.verifier)
         return self._problems[index]
 
-    def verify(self, predicted: str | None, problem: Problem) -> bool:
-        r"""Whether `predicted`, the content of the last `\boxed{}` or None, answers `problem`."""
+    def verify(self, predicted: str | None, problem: Problem) -> bool | None:
+        r"""Whether `predicted`, the content of the last `\boxed{}` or None, answers `problem`; None
+        where the verifier can't tell, which counts as wrong."""
         return predicted is not None and self.verifier(predicted, problem)
 
 
@@ -123,7 +168,13 @@ def load_problems(spec: Mapping[str, Any], split: Split, seed: int) -> ProblemSe
     return ProblemSet(found, spec["verifier"]) if "verifier" in spec else found
 
 
-_COMMON = {"kind": str, "verifier": str, "train": int, "validation": int, "test": int}
+_COMMON = {
+    "kind": str,
+    "verifier": str | dict[str, Any],
+    "train": int,
+    "validation": int,
+    "test": int,
+}
 
 
 def kind(spec: Mapping[str, Any]) -> Callable[..., ProblemSet]:
@@ -145,9 +196,9 @@ def fields_of_kind(name: str) -> dict[str, Any]:
 def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
     """What a set depends on beside its specification: the source of its kind and verifier, and the
     content of its files."""
-    functions = [kind(spec)]
+    functions: list[Callable[..., Any]] = [kind(spec)]
     if "verifier" in spec:
-        functions.append(resolve(spec["verifier"], VERIFIERS))
+        functions.append(verifier(spec["verifier"]))
     files = {str(path): digest(path) for path in local_files(spec)}
     return {"functions": [describe(function) for function in functions], "files": files}
 

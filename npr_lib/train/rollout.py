@@ -56,7 +56,7 @@ def score(
     rollouts = []
     for trajectory, problem in zip(trajectories, asked, strict=True):
         graph = trajectory.graph
-        correct = problems.verify(graph.boxed, problem)
+        correct = bool(problems.verify(graph.boxed, problem))
         rollout = Rollout(trajectory, problem, format_reward(graph), correct)
         rollout.reward = float(reward(rollout)) if reward else (1.0 if correct else -1.0)
         rollouts.append(rollout)

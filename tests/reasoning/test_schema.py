@@ -353,25 +353,66 @@ def test_tags_spelled_with_ordinary_tokens_are_never_valid(graph: ReasoningGraph
 # ---------------------------------------------------------------- boxes
 
 
-def naive_boxed(text: str) -> str | None:
-    """For every box from the last: count braces until they balance."""
-    for opening in reversed(list(re.finditer(r"\\boxed\s*{", text))):
+def naive_boxes(text: str) -> list[tuple[int, int, str]]:
+    """(where it opens, where it ends, content) of every box, by counting braces from each."""
+    found = []
+    for opening in re.finditer(r"\\f?boxed\s*{|\\fbox\s*{|\\boxed\s*([0-9]+)", text):
+        if opening[1]:
+            found.append((opening.start(), opening.end(), opening[1]))
+            continue
         depth, i = 1, opening.end()
-        while i < len(text):
+        while i < len(text) and depth:
             pair, rest = text[i : i + 2], text[i + 2 :]
-            if pair in ("\\{", "\\}") or (pair == "\\\\" and not rest.startswith("boxed")):
+            if pair in ("\\{", "\\}") or (
+                pair == "\\\\" and not rest.startswith(("boxed", "fbox"))
+            ):
                 i += 1
             elif text[i] in "{}":
                 depth += 1 if text[i] == "{" else -1
-            if depth == 0:
-                return text[opening.end() : i]
             i += 1
-    return None
+        if not depth:
+            found.append((opening.start(), i, text[opening.end() : i - 1]))
+    return found
+
+
+def naive_boxed(text: str) -> str | None:
+    """The last box that isn't empty (else an empty one), and those that it is joined to."""
+    boxes = naive_boxes(text)
+    while len(boxes) > 1 and not boxes[-1][2].strip():
+        boxes.pop()
+    pieces = []
+    following = None
+    for start, end, content in reversed(boxes):
+        if following is not None and text[end:following].strip() not in (",", "and"):
+            break
+        pieces.append(content)
+        following = start
+    if not pieces:
+        return None
+    return pieces[0] if len(set(pieces)) == 1 else ", ".join(reversed(pieces))
 
 
 @settings(PATIENT, max_examples=300)
 @given(
-    st.lists(st.sampled_from(["\\boxed{", "\\boxed ", "{", "}", "\\", "a", "boxed"]), max_size=25)
+    st.lists(
+        st.sampled_from(
+            [
+                "\\boxed{",
+                "\\fbox{",
+                "\\boxed ",
+                "{",
+                "}",
+                "\\",
+                "a",
+                "boxed",
+                "7",
+                ", ",
+                " and ",
+                " ",
+            ]
+        ),
+        max_size=25,
+    )
 )
 def test_last_boxed_agrees_with_counting(pieces: list[str]) -> None:
     text = "".join(pieces)
@@ -384,7 +425,16 @@ def test_last_boxed_agrees_with_counting(pieces: list[str]) -> None:
         ("", None),
         ("\\boxed", None),
         ("\\boxed{}", ""),
-        ("\\boxed{1} and \\boxed{2}", "2"),
+        ("\\boxed{1} and \\boxed{2}", "1, 2"),
+        ("\\boxed{3}, \\boxed{5} and $\\boxed{7}$", "3, 5, 7"),
+        ("\\boxed{3}, \\boxed{5}, and \\boxed{7}", "3, 5, 7"),
+        ("\\boxed{3}. Wrong, \\boxed{5}", "5"),
+        ("\\boxed{5}, \\boxed{5}", "5"),
+        ("so $\\boxed 3$.", "3"),
+        ("so \\boxed-12.5.", "-12.5"),
+        ("so $\\fbox{70}$.", "70"),
+        ("\\boxed{42}. (Put in \\boxed{} as asked.)", "42"),
+        ("\\boxed{42}. (Marked with \\boxed as asked.)", "42"),
         ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
         ("\\boxed{\\{1,2\\}}", "\\{1,2\\}"),
         ("\\boxed{\\{1}", "\\{1"),
@@ -398,3 +448,24 @@ def test_last_boxed_agrees_with_counting(pieces: list[str]) -> None:
 )
 def test_last_boxed(text: str, content: str | None) -> None:
     assert last_boxed(text) == content
+
+
+BLOCK = "<guideline><plan>1:a</plan></guideline><step>1:b</step>"
+
+
+@pytest.mark.parametrize(
+    ("text", "boxed"),
+    [
+        (BLOCK + "<takeaway>c</takeaway>so \\boxed{5}", "5"),
+        (BLOCK + "so \\boxed{5}", "5"),
+        (BLOCK + "<takeaway>so \\boxed{5}", "5"),
+        (BLOCK + "<takeaway>c</takeaway>so \\boxed{5}<plan>", "5"),
+        (BLOCK + "<takeaway>c</takeaway>so \\boxed{5} <step> \\boxed{", "5"),
+        ("plainly \\boxed{5}", "5"),
+        ("<guideline><plan>1:\\boxed{4}</plan> \\boxed{5}", "5"),
+        (BLOCK.replace("b", "\\boxed{4}"), None),
+        (BLOCK + "<takeaway>\\boxed{4}</takeaway>so", None),
+    ],
+)
+def test_the_box_does_not_depend_on_the_format(text: str, boxed: str | None) -> None:
+    assert parse(text).boxed == boxed

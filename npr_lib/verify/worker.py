@@ -1,19 +1,10 @@
-r"""Whether a predicted answer is right: equal strings, or mathematically equal by math-verify.
+r"""The process that compares answers: killed when time is up, and never answering out of turn.
 
-What was found about math-verify 0.9:
-
-- Its timeouts are `signal.alarm`: a ValueError outside the main thread, and no use in it while one
-  long operation on big integers runs, since signals wait for the bytecode to end.
-  `parsing_timeout=None` and `timeout_seconds=None` turn them off and then nothing ends a
-  comparison: with `\boxed{9^{9^{9^9}}}` the simplification runs until memory is gone, and twenty
-  nested parentheses take minutes to parse.
-- It reads a word as a product of letters, so anagrams are equal ("pairs" and "spira") and case is
-  ignored. Problem sets whose answers are words need their own verifier.
-
-So comparisons run in a worker process that is killed after `TIMEOUT_SECONDS` (and limited to
-`MEMORY_BYTES` on Linux): any thread can ask, one comparison at a time, and what can't be compared
-in that time counts as wrong, with a warning in the log. The worker starts at the first comparison
-that needs it (about a second). Equal strings and pairs of integers never do.
+A comparison runs sympy on what a model wrote, and some of what a model writes never ends: signals
+wait for the bytecode to end, and one long operation on big integers is one. So comparisons run in a
+worker process that is killed after `TIMEOUT_SECONDS` (and limited to `MEMORY_BYTES` on Linux): any
+thread can ask, one comparison at a time. It starts at the first comparison that needs it (about a
+second) and then answers some 1,500 a second.
 
 **A verdict belongs to its question.** Questions are numbered and answers repeat the number. A
 worker that owes an answer, because an exception interrupted the caller (Ctrl-C, an alarm) or time
@@ -27,46 +18,31 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import re
 import subprocess
 import sys
 import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # not at run time: the worker begins with this file alone
+    from npr_lib.verify.policy import Policy
 
 TIMEOUT_SECONDS = 5.0
 MEMORY_BYTES = 4 << 30  # or the limit this process has itself, where that is lower
 MAX_ANSWER_CHARS = 2_000  # longer answers are right only when they are equal strings
 
-_INTEGER = re.compile(r"[+-]?[0-9]{1,100}")
 _FILE = str(Path(__file__).resolve())
 _log = logging.getLogger(__name__)
 
 
-def exact(predicted: str, answer: str) -> bool:
-    """Whether the two are the same text, but for white space around them."""
-    return predicted.strip() == answer.strip()
-
-
-def math_equal(predicted: str, answer: Any, timeout: float = TIMEOUT_SECONDS) -> bool:
-    """Whether two answers in LaTeX or plain text are mathematically the same, by math-verify.
-
-    From any thread; False after `timeout` seconds (a killed worker gets them once more; the wait
-    for other threads and for the worker to start comes on top). ValueError for a blank answer:
-    nothing would match it. RuntimeError when no worker can be started.
-    """
-    expected, found = str(answer).strip(), predicted.strip()
-    if not expected:
-        raise ValueError("math_equal needs an answer to compare with, not a blank one")
-    if expected == found:
-        return True
-    if _INTEGER.fullmatch(expected) and _INTEGER.fullmatch(found):
-        return int(expected) == int(found)
-    if not found or max(len(expected), len(found)) > MAX_ANSWER_CHARS:
-        return False
-    return _worker.compare(expected, found, timeout)
+def ask(
+    expected: str, found: str, policy: Policy | None = None, timeout: float = TIMEOUT_SECONDS
+) -> bool | None:
+    """`compare.verdict` in the worker; None also after `timeout` seconds. RuntimeError when no
+    worker can be started."""
+    return _worker.compare(expected, found, policy, timeout)
 
 
 class _Died(Exception):  # noqa: N818 - never leaves this module
@@ -74,7 +50,7 @@ class _Died(Exception):  # noqa: N818 - never leaves this module
 
 
 class _Worker:
-    """The process that asks math-verify: (number, answer, predicted) in, (number, verdict) out.
+    """The process: (number, expected, found, policy) in, (number, verdict) out.
 
     A plain subprocess, since multiprocessing would import the main program again (a training
     script, a notebook) and can't be started from daemonic processes.
@@ -86,23 +62,25 @@ class _Worker:
         self.channel: Connection
         self.asked = self.answered = 0  # numbers; they differ while the worker owes an answer
 
-    def compare(self, answer: str, predicted: str, timeout: float) -> bool:
+    def compare(
+        self, expected: str, found: str, policy: Policy | None, timeout: float
+    ) -> bool | None:
         verdict = None
         with self.lock:
             try:
                 for _ in range(2):  # what kills two workers can't be compared
                     with suppress(_Died):
-                        verdict = self.ask(answer, predicted, timeout)
+                        verdict = self.ask(expected, found, policy, timeout)
                         break
             finally:
                 if self.asked != self.answered:
                     self.close()
         if verdict is None:
-            _log.warning("no verdict (%g s at most), so wrong: %.80r", timeout, predicted)
-        return bool(verdict)
+            _log.warning("no verdict (%g s at most): %.80r for %.80r", timeout, found, expected)
+        return verdict
 
-    def ask(self, answer: str, predicted: str, timeout: float) -> bool | None:
-        """The verdict, None when there is none in time or math-verify failed."""
+    def ask(self, expected: str, found: str, policy: Policy | None, timeout: float) -> bool | None:
+        """The verdict, None when there is none, or none in time."""
         # `compare` closes a worker that owes an answer, unless a second exception kept it from that
         owes = self.asked != self.answered
         if owes or self.process is None or self.process.poll() is not None:
@@ -111,11 +89,11 @@ class _Worker:
         self.asked += 1
         with suppress(BrokenPipeError):  # then there is no answer either
             # Never waits: a question is shorter than the channel's buffer (MAX_ANSWER_CHARS).
-            self.channel.send((self.asked, answer, predicted))
+            self.channel.send((self.asked, expected, found, policy))
         return self.receive(timeout)
 
     def receive(self, timeout: float | None) -> bool | None:
-        """The verdict on the question just asked, None when there is none in time."""
+        """The verdict on the question just asked, None when there is none."""
         if not self.channel.poll(timeout):
             return None
         try:
@@ -151,8 +129,8 @@ class _Worker:
             if status >= 0:
                 break
         raise RuntimeError(
-            f"the math-verify worker ended with status {status} before its first comparison; "
-            "its own message is on stderr"
+            f"the worker that compares answers ended with status {status} before its first "
+            "comparison; its own message is on stderr"
         )
 
     def close(self) -> None:
@@ -180,19 +158,17 @@ def _serve(channel: Connection) -> None:
     """The worker's loop, until the other end of its channel is closed."""
     _end_with_parent()
     _limit_memory()
-    from math_verify import parse as parse_math
-    from math_verify import verify
+    from npr_lib.verify.compare import verdict
 
-    logging.disable(logging.CRITICAL)  # math-verify warns that its timeouts are off
     channel.send((1, True))
     while True:
-        number, *texts = channel.recv()
+        number, *question = channel.recv()
+        result: bool | None
         try:
-            gold, found = (parse_math(f"\\boxed{{{text}}}", parsing_timeout=None) for text in texts)
-            verdict = bool(verify(gold, found, timeout_seconds=None))
+            result = verdict(*question)
         except Exception:  # a MemoryError, say
-            verdict = None
-        channel.send((number, verdict))
+            result = None
+        channel.send((number, result))
 
 
 def _end_with_parent() -> None:
@@ -234,6 +210,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_worker)
 
 if __name__ == "__main__":
-    sys.path += [path for path in sys.argv[2:] if path not in sys.path]
+    # this package's own folder last, lest a file beside it stand in for a library
+    sys.path += [p for p in (*sys.argv[2:], str(Path(_FILE).parents[2])) if p not in sys.path]
     with suppress(EOFError, ConnectionError):
         _serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,437 @@
+r"""Whether two answers say the same: each is read into its kind, and kinds are compared.
+
+    kind        written                              the same when
+    words       \text{north east}, seven             the same words, but for case and a plural's s
+    list, set   1, 2 and 3    \{1,2,3\}    \pm 1     the same elements, each as often, in any order
+    tuple       (1,2,3)  \langle 1,2 \rangle         the same elements in order; a matrix of one
+                                                     row or column is one
+    interval    [2,5)    2 \le x < 5   x<2 or x>3    the same set of real numbers
+    relation    y = 2x+3    x \ge 3                  the same up to order and a factor; beside a
+                                                     bare value `name = value` says that value
+    modular     n \equiv 3 \pmod 5                   the same class of the same modulus
+    based       4210_5                               the same digits in the same base
+    ratio       3:4    10:30                         part by part
+    quantity    15\text{ cm}^2    45^\circ    28\%   the same number and unit; a missing unit is no
+                                                     other one; times and lengths are converted
+    table       matrices, cases                      cell by cell (rows of cases in any order)
+    mixed       5\text{ red and }9\text{ blue}       piece by piece
+    formula     \frac{n(n+1)}{2}                     `formula.equal`
+
+Only equal spellings are equal where a formula can't be read. `Policy` says what a set of problems
+wants otherwise.
+"""
+
+# ruff: noqa: SIM905 - lists of words are words
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+
+from npr_lib.verify.answers import Answer, answer
+from npr_lib.verify.formula import Token, Unread, equal, read, tokens
+from npr_lib.verify.policy import Policy
+from npr_lib.verify.spelling import UNITS, spell
+
+NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+    " sixteen seventeen eighteen nineteen twenty"
+).split()
+
+
+def verdict(expected: str, found: str, policy: Policy | None = None) -> bool | None:
+    """`same`; None where `expected` is of a kind that isn't read."""
+    try:
+        return same(expected, found, policy)
+    except Unread:
+        return None if unreadable(expected) else False
+
+
+def unreadable(expected: str) -> str | None:
+    """Why an answer can't be compared with another writing of it, None where it can."""
+    try:
+        _read_all(answer(tokens(spell(expected))))
+    except Unread as error:
+        return str(error)
+    return None
+
+
+def _read_all(one: Answer) -> None:
+    if one.kind == "broken":
+        raise Unread("a relation without a side")
+    if one.kind == "formula":
+        read(one.items)
+    for part in one.parts:
+        _read_all(part)
+
+
+def same(expected: str, found: str, policy: Policy | None = None) -> bool:
+    """Whether `found` says what `expected` says. Unread where that can't be told."""
+    policy = policy or Policy()
+    for thousands in (True, False):
+        one, two = spell(expected, thousands), spell(found, thousands)
+        if not one or not two:
+            return False
+        if squeeze(one) == squeeze(two) or _choice(one, two):
+            return True
+        if _equal(answer(tokens(one)), answer(tokens(two)), policy):
+            return True
+        if "," not in expected + found:
+            break
+    return False
+
+
+def squeeze(text: str) -> str:
+    """Without the white space that says nothing."""
+    return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)
+
+
+_PLAIN = re.compile(r"\\text\s*\{([^{}]*)\}")
+_LETTER = re.compile(r"\(?([A-J])\)?")
+_CHOSEN = re.compile(
+    r"(?:(?:option|answer|choice)\s*:?\s*)?\(?([A-J])"
+    r"(?:\)?|[.):](?:\s+(?P<rest>.*))?|\)\s+(?P<more>.*))",
+    re.IGNORECASE,
+)
+
+
+def chosen(text: str) -> str | None:
+    """The letter A-J that an answer names, alone, in brackets, or before its option's text."""
+    plain = " ".join(_PLAIN.sub(r"\1", text).split())
+    match = _CHOSEN.fullmatch(plain)
+    if match is None or match[1].islower():
+        return None
+    rest = (match["rest"] or match["more"] or "").lstrip()
+    return None if re.match(r"(?:or|and|not)\b|[-+*/=<>^,(]", rest) else match[1]
+
+
+def _choice(expected: str, found: str) -> bool:
+    plain = " ".join(_PLAIN.sub(r"\1", expected).split())
+    match = _LETTER.fullmatch(plain)
+    return match is not None and chosen(found) == match[1]
+
+
+def _equal(a: Answer, b: Answer, policy: Policy) -> bool:
+    """Whether found `b` says what expected `a` says."""
+    if "broken" in (a.kind, b.kind):
+        return False
+    for kinds, compare in _RULES:
+        if a.kind in kinds or b.kind in kinds:
+            return compare(a, b, policy)
+    if a.kind != b.kind:
+        return False
+    return _all(a.parts, b.parts, policy) and a.text == b.text
+
+
+def _all(a: Sequence[Answer], b: Sequence[Answer], policy: Policy) -> bool:
+    return len(a) == len(b) and all(_equal(x, y, policy) for x, y in zip(a, b, strict=True))
+
+
+def _any_order(a: Sequence[Answer], b: Sequence[Answer], policy: Policy) -> bool:
+    left = list(b)
+    for one in a:
+        match = next((other for other in left if _equal(one, other, policy)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return not left
+
+
+def _lists(a: Answer, b: Answer, policy: Policy) -> bool:
+    regions = _region(a), _region(b)
+    if all(regions):
+        return _same_region(*regions)
+    if {a.kind, b.kind} <= {"list", "set"}:
+        ordered = policy.ordered and "set" not in (a.kind, b.kind)
+        return (_all if ordered else _any_order)(a.parts, b.parts, policy)
+    if {a.kind, b.kind} == {"list", "tuple"}:
+        brackets = a.text if a.kind == "tuple" else b.text
+        return brackets in ("()", "[]") and _all(a.parts, b.parts, policy)
+    if len(a.parts) == 1 and a.kind == "set":
+        return _equal(a.parts[0], b, policy)
+    return b.kind == "set" and len(b.parts) == 1 and _equal(a, b.parts[0], policy)
+
+
+def _tuples(a: Answer, b: Answer, policy: Policy) -> bool:
+    if a.kind == b.kind and a.text == b.text:
+        return _all(a.parts, b.parts, policy)
+    regions = _region(a), _region(b)
+    return all(regions) and _same_region(*regions)
+
+
+def _modulars(a: Answer, b: Answer, policy: Policy) -> bool:
+    if a.kind != b.kind:
+        return b.kind == "modular" and _equal(a, b.parts[0], policy)
+    names = a.parts[2:], b.parts[2:]
+    if all(names) and not _all(*names, policy):
+        return False
+    if not _equal(a.parts[1], b.parts[1], policy):
+        return False
+    difference = read(a.parts[0].items) - read(b.parts[0].items)
+    return bool(sympy.Mod(difference, read(a.parts[1].items)) == 0)
+
+
+def _relations(a: Answer, b: Answer, policy: Policy) -> bool:
+    if a.kind != b.kind:
+        regions = _region(a), _region(b)
+        if all(regions):
+            return _same_region(*regions)
+        one, other = (a, b) if a.kind == "relation" else (b, a)
+        value = _value(one, policy)
+        if value is None:
+            return False
+        return _equal(value, other, policy) if one is a else _equal(other, value, policy)
+    if set(a.operators) == set(b.operators) == {"="}:
+        names = _name(a.parts[0]), _name(b.parts[0])
+        if all(names) and max(len(a.parts), len(b.parts)) > 2:
+            return _equal(a.parts[0], b.parts[0], policy) and _equal(
+                a.parts[-1], b.parts[-1], policy
+            )
+    if a.operators != b.operators:
+        return False
+    if _all(a.parts, b.parts, policy):
+        return True
+    if len(a.parts) != 2 or a.operators[0] not in ("=", "<", "\\le", "\\ne"):
+        return False
+    if a.operators[0] in ("=", "\\ne") and _all(a.parts, b.parts[::-1], policy):
+        return True
+    return _proportional(a, b)
+
+
+def _value(relation: Answer, policy: Policy) -> Answer | None:
+    """What `name = ... = value` says, or a chain of equal values; None for other relations."""
+    if set(relation.operators) != {"="}:
+        return None
+    if _name(relation.parts[0]):
+        return relation.parts[-1]
+    first = relation.parts[0]
+    equal_throughout = all(_equal(first, part, policy) for part in relation.parts[1:])
+    return relation.parts[-1] if equal_throughout else None
+
+
+def _name(side: Answer) -> bool:
+    """Whether it is a name: a letter with its subscripts and accents, or `f(x)`."""
+    values = [t.value for t in side.items if t.kind != "text"]
+    text = "".join(values)
+    letter = r"(?:[a-zA-Z]|\\[a-zA-Z]+)"
+    subscript = r"(?:_\{[^{}]*\}|_.)?'*"
+    pattern = rf"{letter}{subscript}(?:\({letter}(?:,{letter})*\)|\{{{letter}\}})?|[A-Z]{{2,3}}|"
+    return bool(re.fullmatch(pattern, text)) and not re.fullmatch(r"[ie]", text)
+
+
+def _proportional(a: Answer, b: Answer) -> bool:
+    """Whether two equations (or inequalities) are one up to a (positive) factor."""
+    sides = [[read(part.items) for part in one.parts] for one in (a, b)]
+    first, second = (left - right for left, right in sides)
+    symbols = first.free_symbols
+    if not symbols or symbols != second.free_symbols:
+        return False
+    point = {s: sympy.Rational(7 + 3 * k, 5) for k, s in enumerate(sorted(symbols, key=str))}
+    at = second.subs(point)
+    if at == 0:
+        return False
+    factor = first.subs(point) / at
+    if a.operators[0] in ("<", "\\le") and not factor.is_positive:
+        return False
+    return equal(first, factor * second)
+
+
+def _number_and_unit(a: Answer) -> tuple[Answer, str] | None:
+    if a.kind == "quantity":
+        return a.parts[0], a.text
+    return (a, "") if a.kind in ("formula", "ratio") else None
+
+
+def _quantities(a: Answer, b: Answer, policy: Policy) -> bool:
+    if "sum" in (a.kind, b.kind):
+        seconds = [_seconds(one) for one in (a, b)]
+        return None not in seconds and seconds[0] == seconds[1]
+    one, two = _number_and_unit(a), _number_and_unit(b)
+    if one is None or two is None:
+        return False
+    (x, left), (y, right) = one, two
+    if policy.units == "ignored" or left == right:
+        return _equal(x, y, policy)
+    if "\\%" in (left, right):
+        if right == "\\%" and policy.percent == "unit" and not left:
+            return _equal(x, y, policy)
+        if left == "\\%" and not right:
+            hundredth = read(x.items) / 100
+            return _equal(x, y, policy) or equal(hundredth, read(y.items), policy.tolerance)
+        if right == "\\%" and not left:
+            return equal(read(x.items), read(y.items) / 100, policy.tolerance)
+        return False
+    if "\\degree" in (left, right) and (not left or not right or "radian" in left + right):
+        degrees, other = (x, y) if left == "\\degree" else (y, x)
+        angle = read(degrees.items) * sympy.pi / 180
+        if equal(angle, read(other.items), policy.tolerance):
+            return True
+        return not (left and right) and _equal(x, y, policy)
+    if not left or not right:
+        return policy.units == "optional" and _equal(x, y, policy)
+    units = _unit(left), _unit(right)
+    if units[0][0] != units[1][0]:
+        return False
+    values = [read(v.items) * factor for v, (_, factor) in zip((x, y), units, strict=True)]
+    return equal(values[0], values[1], policy.tolerance)
+
+
+def _unit(text: str) -> tuple[str, int]:
+    """(what is measured with its power, factor to the base unit); an unknown unit is its own."""
+    name, _, power = text.partition("^")
+    name = name.strip()
+    if name in UNITS and (not power or power.isdigit()):
+        kind, factor = UNITS[name]
+        return f"{kind}^{power or 1}", int(factor) ** int(power or 1)
+    if name.removesuffix("s") in UNITS and not power:
+        kind, factor = UNITS[name.removesuffix("s")]
+        return f"{kind}^1", int(factor)
+    return " ".join(map(_stem, text.split())), 1
+
+
+def _seconds(a: Answer) -> Any:
+    parts = a.parts if a.kind == "sum" else (a,)
+    total = sympy.Integer(0)
+    for part in parts:
+        if part.kind != "quantity":
+            return None
+        kind, factor = _unit(part.text)
+        if kind != "time^1":
+            return None
+        total += read(part.parts[0].items) * factor
+    return total
+
+
+def _stem(word: str) -> str:
+    word = word.lower().strip(".,;:!\"'()")
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def _word_list(text: str) -> list[str]:
+    stems = [stem for word in text.replace("-", " ").split() if (stem := _stem(word))]
+    return [str(NUMBER_WORDS.index(s)) if s in NUMBER_WORDS else s for s in stems]
+
+
+def _worded(a: Answer, b: Answer, policy: Policy) -> bool:
+    if a.kind == b.kind:
+        one, two = _word_list(a.text), _word_list(b.text)
+        if one == two and one:
+            return True
+        return "".join(one) == "".join(two) != ""
+    words, other = (a, b) if a.kind == "words" else (b, a)
+    names = _word_list(words.text)
+    if len(names) == 1 and names[0].isdigit():
+        value = Answer("formula", (Token("number", names[0]),))
+        return _equal(value, other, policy)
+    if other.kind == "formula" and names:
+        plain = "".join(t.value for t in other.items)
+        number = "".join(t.value for t in words.items if t.kind == "text")
+        return plain.isalnum() and (plain.lower() if len(plain) > 1 else plain) == (
+            number.lower() if len(number) > 1 else number
+        )
+    return False
+
+
+def _formulas(a: Answer, b: Answer, policy: Policy) -> bool:
+    if a.kind != b.kind:
+        return False
+    return a.items == b.items or equal(read(a.items), read(b.items), policy.tolerance)
+
+
+def _ratios(a: Answer, b: Answer, policy: Policy) -> bool:
+    same_unit = a.text == b.text or "" in (a.text, b.text)
+    return a.kind == b.kind and same_unit and _all(a.parts, b.parts, policy)
+
+
+def _rows(a: Answer, b: Answer, policy: Policy) -> bool:
+    return a.kind == b.kind and _any_order(a.parts, b.parts, policy)
+
+
+def _regions(a: Answer, b: Answer, policy: Policy) -> bool:
+    regions = _region(a), _region(b)
+    if all(regions):
+        return _same_region(*regions)
+    return a.kind == b.kind and _any_order(a.parts, b.parts, policy)
+
+
+def _same_region(a: Any, b: Any) -> bool:
+    (one, x), (two, y) = a, b
+    if x and y and x != y:
+        return False
+    return one == two or one.symmetric_difference(two) == sympy.S.EmptySet
+
+
+def _region(a: Answer) -> tuple[Any, str] | None:
+    """(the set of reals it describes, the variable it names or ""), None for other answers."""
+    if a.kind == "tuple" and len(a.parts) == 2:
+        ends = _ends(a.parts)
+        if ends is None or (ends[0] < ends[1]) != sympy.true:
+            return None
+        return sympy.Interval(*ends, a.text[0] == "(", a.text[1] == ")"), ""
+    if a.kind in ("union", "list"):
+        found = [region for part in a.parts if (region := _region(part)) is not None]
+        # a list of bare intervals is a set only where "or" stands between them
+        intersects = (a.kind, a.text) == ("list", "and")
+        if len(found) < len(a.parts) or (intersects and not all(name for _, name in found)):
+            return None
+        names = {name for _, name in found if name}
+        if len(names) > 1:
+            return None
+        join = sympy.Intersection if intersects else sympy.Union
+        return join(*(region for region, _ in found)), names.pop() if names else ""
+    if a.kind == "relation":
+        return _solutions(a)
+    if squeeze("".join(t.value for t in a.items)) == "\\mathbb{R}":
+        return sympy.S.Reals, ""
+    return None
+
+
+def _ends(parts: Sequence[Answer]) -> list[Any] | None:
+    try:
+        ends = [read(part.items) for part in parts]
+    except Unread:
+        return None
+    return ends if all(end.is_extended_real and not end.free_symbols for end in ends) else None
+
+
+def _solutions(a: Answer) -> tuple[Any, str] | None:
+    """Of `2 < x \\le 5`, `x > 3`, `x \\ne 12`, `x \\in (2,3)`: the set of x."""
+    names = [i for i, part in enumerate(a.parts) if part.kind == "formula" and _name(part)]
+    if len(names) != 1:
+        return None
+    i = names[0]
+    name = "".join(t.value for t in a.parts[i].items)
+    if a.operators == ("\\in",) and i == 0:
+        inner = _region(a.parts[1])
+        return (inner[0], name) if inner else None
+    ends = _ends([part for j, part in enumerate(a.parts) if j != i])
+    if ends is None or len(a.parts) > 3 or (len(a.parts) == 3 and i != 1):
+        return None
+    if a.operators == ("\\ne",):
+        return sympy.S.Reals - sympy.FiniteSet(ends[0]), name
+    if not set(a.operators) <= {"<", "\\le"}:
+        return None
+    low, high, open_low, open_high = -sympy.oo, sympy.oo, True, True
+    if i > 0:
+        low, open_low = ends[0], a.operators[i - 1] == "<"
+    if i < len(a.parts) - 1:
+        high, open_high = ends[-1], a.operators[i] == "<"
+    return sympy.Interval(low, high, open_low, open_high), name
+
+
+# The first rule in which either kind stands decides.
+_RULES: list[tuple[set[str], Any]] = [
+    ({"modular"}, _modulars),
+    ({"union"}, _regions),
+    ({"list", "set"}, _lists),
+    ({"relation"}, _relations),
+    ({"tuple"}, _tuples),
+    ({"quantity", "sum"}, _quantities),
+    ({"words"}, _worded),
+    ({"ratio"}, _ratios),
+    ({"cases"}, _rows),
+    ({"formula"}, _formulas),
+]
