@@ -43,7 +43,7 @@ PLAIN_PROMPT = "{problem}\n"
 CHAT_PROMPT = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 """What is asked where nobody says otherwise: of a tokenizer without, and with, a chat template."""
 
-PROTOCOLS: dict[str, str] = {}
+PROTOCOLS: dict[str, str] = {"paper": "npr_lib.tasks.problems:as_in_the_paper"}
 """Other ways to grade, beside the set's own verifier: short name -> `module:function` of a
 response's text and its problem; True, False, or None: no verdict."""
 

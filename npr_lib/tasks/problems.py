@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints, overlo
 from npr_lib import WorkbenchError, verify
 from npr_lib.files import digest
 from npr_lib.identity import describe, resolve
+from npr_lib.reasoning.graph import last_boxed
 
 if TYPE_CHECKING:  # slow to import, and only build_prompt sees one
     from transformers import PreTrainedTokenizerBase
@@ -94,6 +95,13 @@ def words(predicted: str, problem: Problem, case: bool = False, order: bool = Tr
 def grid(predicted: str, problem: Problem) -> bool:
     """Every cell of a table is right (`verify.grid`)."""
     return verify.grid(predicted, problem.answer)
+
+
+def as_in_the_paper(text: str, problem: Problem) -> bool | None:
+    """How the paper's release finds an answer (`--protocol paper`): the last box wherever it
+    stands, else what follows "answer is", else the last number. Compared mathematically."""
+    found = last_boxed(text) or verify.last_number(text)
+    return found is not None and math(found, problem)
 
 
 def answers(problem: Problem) -> Sequence[str]:
@@ -165,7 +173,23 @@ def load_problems(spec: Mapping[str, Any], split: Split, seed: int) -> ProblemSe
         raise ValueError(f"problems of kind {spec['kind']!r} have no {', '.join(unknown)}")
     fields = {key: value for key, value in spec.items() if key not in _COMMON}
     found = load(split, seed, spec.get(split), **fields)
-    return ProblemSet(found, spec["verifier"]) if "verifier" in spec else found
+    found = ProblemSet(found, spec["verifier"]) if "verifier" in spec else found
+    _say_unreadable(found)
+    return found
+
+
+def _say_unreadable(problems: ProblemSet) -> None:
+    """Answers that a mathematical verifier can't read are right only when written the same."""
+    if getattr(problems.verifier, "func", problems.verifier) is not math:
+        return
+    told = [(p.id, why) for p in problems for a in answers(p) if (why := verify.unreadable(a))]
+    if told:
+        first, why = told[0]
+        print(
+            f"{len(told)} answers can't be read as mathematics and are right only where they are "
+            f"written the same; the first is of problem {first} ({why})",
+            file=sys.stderr,
+        )
 
 
 _COMMON = {

@@ -192,7 +192,9 @@ def _based(items: tuple[Token, ...]) -> Answer | None:
             digits = [t.value for t in items[:i] if t.value not in ("(", ")", "{", "}")]
             base = [t.value for t in items[i + 1 :] if t.value not in ("{", "}")]
             number = "".join(digits)
-            if re.fullmatch(r"-?[0-9][0-9A-F.]*", number) and len(base) == 1:
+            hexadecimal = len(base) == 1 and base[0].isdigit() and int(base[0]) > 10
+            digit = "[0-9A-F.]" if hexadecimal else "[0-9.]"
+            if re.fullmatch(rf"-?[0-9]{digit}*", number) and len(base) == 1:
                 return Answer("based", items, text=f"{number}_{base[0]}")
             return None
     return None

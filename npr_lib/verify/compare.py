@@ -141,6 +141,8 @@ def _any_order(a: Sequence[Answer], b: Sequence[Answer], policy: Policy) -> bool
 
 
 def _lists(a: Answer, b: Answer, policy: Policy) -> bool:
+    if "relation" in (a.kind, b.kind):
+        return _relations(a, b, policy)
     regions = _region(a), _region(b)
     if all(regions):
         return _same_region(*regions)

@@ -63,6 +63,7 @@ Replacement = str | Callable[[re.Match[str]], str]
 # (what is written otherwise, pattern, how it is written here)
 RULES: list[tuple[str, str, Replacement]] = [
     ("a list as Python prints it", r"^\[(?=['\"])(.*)\]$", lambda m: _items(m[1])),
+    ("hyphens", r"(?<=[a-zA-Z]{3})-(?=[a-zA-Z]{3})", " "),
     ("markdown", r"\*\*|__|`", ""),
     ("math delimiters", r"(?<!\\)\\[()\[\]]", ""),
     ("a box around it", rf"^\s*\\(?:boxed|fbox)\s*{_GROUP}\s*$", r"\1"),
