@@ -64,7 +64,7 @@ report: $(STAMP)  ## the whole pipeline into reports/RUN/index.html; goes on whe
 	$(PY) -m npr_lib run --profile $(PROFILE) --run $(RUN) $(ARGS)
 
 test: $(STAMP)  ## the tests, the whole pipeline on the smoke profile among them
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow" $(NOT_SGLANG) $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile $(NOT_SGLANG) $(ARGS)
 
 test-full: $(SMOLLM2) $(QWEN3)  ## the long tests too: real weights (98 MB), Qwen3's tokenizer (npm), a browser (.ci/browser installs it)
 	$(PY) -m pytest $(NOT_SGLANG) $(ARGS)

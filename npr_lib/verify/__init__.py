@@ -125,7 +125,7 @@ def _cells(text: str) -> dict[tuple[str, str], str]:
     text = re.sub(r"^\s*```(?:json)?|```\s*$|\\(?=[{}_\"])", "", text)
     try:
         table = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(table, Mapping):
         return {}
@@ -133,7 +133,9 @@ def _cells(text: str) -> dict[tuple[str, str], str]:
         header, rows = table["header"], table["rows"]
         if not isinstance(header, list) or not isinstance(rows, list):
             return {}
-        if any(not isinstance(row, list) or len(row) != len(header) for row in rows):
+        if not header or any(not isinstance(r, list) or len(r) != len(header) for r in rows):
+            return {}
+        if len({str(row[0]) for row in rows}) < len(rows):
             return {}
         table = {str(row[0]): dict(zip(map(str, header[1:]), row[1:], strict=True)) for row in rows}
     if not all(isinstance(row, Mapping) for row in table.values()):

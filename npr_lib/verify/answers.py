@@ -14,9 +14,10 @@ from npr_lib.verify.spelling import UNITS
 
 _OPEN = {"(", "[", "{", "\\{", "\\langle"}
 _CLOSE = {")", "]", "}", "\\}", "\\rangle"}
-_RELATIONS = {"=", "<", ">", "\\le", "\\ge", "\\ne", "\\equiv", "\\in", "\\approx", "\\sim"}
+_RELATIONS = {"=", "<", ">", "\\le", "\\ge", "\\ne", "\\equiv", "\\in"}
 _FLIPPED = {">": "<", "\\ge": "\\le"}
 _SEPARATORS = {",", ";"}
+SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "dozen": 12}
 _JOINING = {"and", "or", "and/or"}
 
 
@@ -103,10 +104,15 @@ def _list(items: tuple[Token, ...]) -> Answer | None:
         return None
     if len(kept) == 1:
         return answer(kept[0])
-    return Answer("list", items, tuple(map(answer, kept)), "or" if "or" in joins else "and")
+    return Answer(
+        "list", items, tuple(map(answer, kept)), "or" if "or" in joins else "and" if joins else ","
+    )
 
 
 def _relation(items: tuple[Token, ...]) -> Answer | None:
+    exact = _split(items, {"\\approx", "\\sim"})
+    if len(exact) > 1:  # what it is, rather than what that is about
+        return answer(exact[0] or exact[1])
     sides = _split(items, _RELATIONS)
     if len(sides) == 1:
         return None
@@ -141,6 +147,9 @@ def _modular(items: tuple[Token, ...]) -> Answer | None:
 
 
 def _union(items: tuple[Token, ...]) -> Answer | None:
+    parts = _split(items, {"\\setminus"})
+    if len(parts) == 2 and all(parts):
+        return Answer("union", items, tuple(map(answer, parts)), "without")
     parts = _split(items, {"\\cup"})
     return Answer("union", items, tuple(map(answer, parts))) if len(parts) > 1 else None
 
@@ -151,6 +160,10 @@ def _bracketed(items: tuple[Token, ...]) -> Answer | None:
     opening, closing = items[0].value, items[-1].value
     inner = items[1:-1]
     if opening == "\\{" and closing == "\\}":
+        for such_that in (":", "|"):
+            halves = _split(inner, {such_that})
+            if len(halves) == 2 and len(halves[0]) == 1 and halves[0][0].value.isalpha():
+                return answer(halves[1])
         parts = _split(inner, _SEPARATORS)
         return Answer("set", items, tuple(answer(p) for p in parts if p))
     parts = _split(inner, _SEPARATORS)
@@ -170,6 +183,8 @@ def _table(items: tuple[Token, ...]) -> Answer | None:
     ]
     if items[0].value == "cases":
         return Answer("cases", items, tuple(cells))
+    if items[0].value in ("vmatrix", "Vmatrix"):  # a determinant, a norm
+        return Answer("table", items, tuple(cells), items[0].value)
     if len(cells) == 1 or all(len(row.parts) == 1 for row in cells):
         flat = tuple(cell for row in cells for cell in row.parts)
         return Answer("tuple", items, flat, "()")
@@ -231,12 +246,17 @@ def _pieces(items: tuple[Token, ...]) -> Answer:
         return parts[0]
     kinds = [part.kind for part in parts]
     if kinds == ["formula", "words"]:
+        first, _, rest = parts[1].text.partition(" ")
+        if scale := SCALES.get(first.lower()):
+            times = (Token("command", "\\times"), Token("number", str(scale)))
+            scaled = Answer("formula", (*parts[0].items, *times))
+            return Answer("quantity", items, (scaled,), rest) if rest else scaled
         return Answer("quantity", items, (parts[0],), parts[1].text)
     if kinds == ["formula", "words"] * (len(kinds) // 2):
-        units = [UNITS.get(part.text, ("", 0)) for part in parts[1::2]]
-        if all(kind == "time" for kind, _ in units):
-            pairs = zip(parts[::2], parts[1::2], strict=True)
-            quantities = [Answer("quantity", v.items, (v,), u.text) for v, u in pairs]
+        units = [part.text.removesuffix(" and") for part in parts[1::2]]
+        if all(UNITS.get(unit, ("", 0))[0] == "time" for unit in units):
+            pairs = zip(parts[::2], units, strict=True)
+            quantities = [Answer("quantity", v.items, (v,), unit) for v, unit in pairs]
             return Answer("sum", items, tuple(quantities), "s")
     return Answer("mixed", items, tuple(parts))
 

@@ -32,7 +32,7 @@ from typing import Any
 import sympy
 
 from npr_lib.verify.answers import Answer, answer
-from npr_lib.verify.formula import Token, Unread, equal, read, tokens
+from npr_lib.verify.formula import FUNCTIONS, Token, Unread, equal, read, tokens
 from npr_lib.verify.policy import Policy
 from npr_lib.verify.spelling import UNITS, spell
 
@@ -71,7 +71,8 @@ def _read_all(one: Answer) -> None:
 def same(expected: str, found: str, policy: Policy | None = None) -> bool:
     """Whether `found` says what `expected` says. Unread where that can't be told."""
     policy = policy or Policy()
-    for thousands in (True, False):
+    # "1,200" is a number; within more than that it may be two
+    for thousands in (True,) if _ONE_NUMBER.fullmatch(expected.strip(" $.")) else (True, False):
         one, two = spell(expected, thousands), spell(found, thousands)
         if not one or not two:
             return False
@@ -82,6 +83,9 @@ def same(expected: str, found: str, policy: Policy | None = None) -> bool:
         if "," not in expected + found:
             break
     return False
+
+
+_ONE_NUMBER = re.compile(r"-?[0-9]{1,3}(?:(?:,|\{,\}|\\,|,\\!)[0-9]{3})+(?:\.[0-9]+)?")
 
 
 def squeeze(text: str) -> str:
@@ -98,6 +102,12 @@ _CHOSEN = re.compile(
 )
 
 
+# Another letter, or a word that takes it back. ("A" before a word is an article.)
+_OTHER = re.compile(
+    r"(?<![a-zA-Z'\\{])(?:[B-J]|A(?!\s+[a-z]))(?![a-zA-Z'}])|\b(?:no|not|or|wrong|incorrect)\b"
+)
+
+
 def chosen(text: str) -> str | None:
     """The letter A-J that an answer names, alone, in brackets, or before its option's text."""
     plain = " ".join(_PLAIN.sub(r"\1", text).split())
@@ -105,7 +115,8 @@ def chosen(text: str) -> str | None:
     if match is None or match[1].islower():
         return None
     rest = (match["rest"] or match["more"] or "").lstrip()
-    return None if re.match(r"(?:or|and|not)\b|[-+*/=<>^,(]", rest) else match[1]
+    goes_on = re.match(r"(?:or|and|not)\b|[-+*/=<>^,(]", rest)
+    return None if goes_on or _OTHER.search(rest) else match[1]
 
 
 def _choice(expected: str, found: str) -> bool:
@@ -147,14 +158,25 @@ def _lists(a: Answer, b: Answer, policy: Policy) -> bool:
     if all(regions):
         return _same_region(*regions)
     if {a.kind, b.kind} <= {"list", "set"}:
-        ordered = policy.ordered and "set" not in (a.kind, b.kind)
+        ordered = (policy.ordered and "set" not in (a.kind, b.kind)) or _named(a) != _named(b)
         return (_all if ordered else _any_order)(a.parts, b.parts, policy)
-    if {a.kind, b.kind} == {"list", "tuple"}:
-        brackets = a.text if a.kind == "tuple" else b.text
-        return brackets in ("()", "[]") and _all(a.parts, b.parts, policy)
-    if len(a.parts) == 1 and a.kind == "set":
-        return _equal(a.parts[0], b, policy)
-    return b.kind == "set" and len(b.parts) == 1 and _equal(a, b.parts[0], policy)
+    if {a.kind, b.kind} == {"tuple", "list"}:
+        one, other = (a, b) if a.kind == "tuple" else (b, a)
+        bare = one.text == "()" and other.text != "or"
+        return bare and (one is a or _named(other)) and _all(a.parts, b.parts, policy)
+    for one, other in ((a, b), (b, a)):
+        if one.kind == "set" and len(one.parts) == 1 and other.kind in ("formula", "quantity"):
+            inner = one.parts[0]
+            empty = any(token.value == "\\emptyset" for token in inner.items)
+            return not empty and _equal(*((inner, b) if one is a else (a, inner)), policy)
+    return False
+
+
+def _named(a: Answer) -> bool:
+    """Whether each element says which unknown it is of: then bare values are in their order."""
+    if not all(part.kind == "relation" and _name(part.parts[0]) for part in a.parts):
+        return False
+    return len({squeeze("".join(t.value for t in part.parts[0].items)) for part in a.parts}) > 1
 
 
 def _tuples(a: Answer, b: Answer, policy: Policy) -> bool:
@@ -166,7 +188,11 @@ def _tuples(a: Answer, b: Answer, policy: Policy) -> bool:
 
 def _modulars(a: Answer, b: Answer, policy: Policy) -> bool:
     if a.kind != b.kind:
-        return b.kind == "modular" and _equal(a, b.parts[0], policy)
+        if b.kind != "modular" or not _equal(a, b.parts[0], policy):
+            return False
+        value = b.parts[0].parts[-1] if b.parts[0].kind == "relation" else b.parts[0]
+        residue, modulus = read(value.items), read(b.parts[1].items)
+        return not residue.is_number or bool(sympy.Mod(residue, modulus) == residue)
     names = a.parts[2:], b.parts[2:]
     if all(names) and not _all(*names, policy):
         return False
@@ -182,18 +208,20 @@ def _relations(a: Answer, b: Answer, policy: Policy) -> bool:
         if all(regions):
             return _same_region(*regions)
         one, other = (a, b) if a.kind == "relation" else (b, a)
-        value = _value(one, policy)
+        value = _value(one, policy, sums=one is b)
         if value is None:
             return False
         return _equal(value, other, policy) if one is a else _equal(other, value, policy)
     if set(a.operators) == set(b.operators) == {"="}:
         names = _name(a.parts[0]), _name(b.parts[0])
         if all(names) and max(len(a.parts), len(b.parts)) > 2:
-            return _equal(a.parts[0], b.parts[0], policy) and _equal(
-                a.parts[-1], b.parts[-1], policy
-            )
+            values = _value(a, policy), _value(b, policy)
+            if not all(values) or not _equal(a.parts[0], b.parts[0], policy):
+                return False
+            return _equal(a.parts[-1], b.parts[-1], policy)
     if a.operators != b.operators:
-        return False
+        regions = _region(a), _region(b)
+        return all(regions) and _same_region(*regions)
     if _all(a.parts, b.parts, policy):
         return True
     if len(a.parts) != 2 or a.operators[0] not in ("=", "<", "\\le", "\\ne"):
@@ -203,25 +231,44 @@ def _relations(a: Answer, b: Answer, policy: Policy) -> bool:
     return _proportional(a, b)
 
 
-def _value(relation: Answer, policy: Policy) -> Answer | None:
-    """What `name = ... = value` says, or a chain of equal values; None for other relations."""
+def _value(relation: Answer, policy: Policy, sums: bool = False) -> Answer | None:
+    """What `name = ... = value` or `name \\in value` says, or a chain of equal values; None for
+    other relations. sums: `m+n` is a name too."""
+    if relation.operators == ("\\in",):
+        return relation.parts[1] if _name(relation.parts[0]) else None
     if set(relation.operators) != {"="}:
         return None
-    if _name(relation.parts[0]):
-        return relation.parts[-1]
-    first = relation.parts[0]
-    equal_throughout = all(_equal(first, part, policy) for part in relation.parts[1:])
-    return relation.parts[-1] if equal_throughout else None
+    named = _name(relation.parts[0], sums)
+    values = relation.parts[1:] if named else relation.parts
+    for part in values[:-1]:
+        different = not _equal(part, values[-1], policy)
+        if different and (not named or _constant(part)):
+            return None
+    return values[-1]
 
 
-def _name(side: Answer) -> bool:
-    """Whether it is a name: a letter with its subscripts and accents, or `f(x)`."""
+def _constant(part: Answer) -> bool:
+    try:
+        return part.kind != "formula" or not read(part.items).free_symbols
+    except Unread:
+        return False
+
+
+_A_LETTER = r"(?:[a-zA-Z]|\\(?!pi\b|infty\b)[a-zA-Z]+)(?:_\{[^{}]*\}|_.)?'*"
+_A_NAME = re.compile(
+    rf"{_A_LETTER}(?:\^\{{?-1\}}?)?(?:\({_A_LETTER}(?:,{_A_LETTER})*\)|\{{[a-zA-Z]\}})?|[A-Z]{{2,3}}"
+    rf"|\({_A_LETTER}(?:,{_A_LETTER})+\)|"
+)
+_A_SUM = re.compile(rf"[0-9]*{_A_LETTER}(?:\+[0-9]*{_A_LETTER})*")
+
+
+def _name(side: Answer, sums: bool = False) -> bool:
+    """Whether it is a name: a letter with its subscripts and accents, `f(x)` or `(x,y)`."""
     values = [t.value for t in side.items if t.kind != "text"]
+    if any(value in FUNCTIONS for value in values) or values in (["i"], ["e"]):
+        return False
     text = "".join(values)
-    letter = r"(?:[a-zA-Z]|\\[a-zA-Z]+)"
-    subscript = r"(?:_\{[^{}]*\}|_.)?'*"
-    pattern = rf"{letter}{subscript}(?:\({letter}(?:,{letter})*\)|\{{{letter}\}})?|[A-Z]{{2,3}}|"
-    return bool(re.fullmatch(pattern, text)) and not re.fullmatch(r"[ie]", text)
+    return bool(_A_NAME.fullmatch(text) or (sums and _A_SUM.fullmatch(text)))
 
 
 def _proportional(a: Answer, b: Answer) -> bool:
@@ -271,9 +318,11 @@ def _quantities(a: Answer, b: Answer, policy: Policy) -> bool:
         angle = read(degrees.items) * sympy.pi / 180
         if equal(angle, read(other.items), policy.tolerance):
             return True
-        return not (left and right) and _equal(x, y, policy)
+        in_pi = read(degrees.items).has(sympy.pi)
+        return not ((left and right) or in_pi) and _equal(x, y, policy)
     if not left or not right:
-        return policy.units == "optional" and _equal(x, y, policy)
+        forgiven = policy.units == "optional" and _is_unit(left or right)
+        return forgiven and _equal(x, y, policy)
     units = _unit(left), _unit(right)
     if units[0][0] != units[1][0]:
         return False
@@ -281,17 +330,32 @@ def _quantities(a: Answer, b: Answer, policy: Policy) -> bool:
     return equal(values[0], values[1], policy.tolerance)
 
 
+_NO_UNIT = set(
+    "not no or and more less fewer than at most least only about wrong rejected incorrect plus"
+    " minus times squared cubed factorial half does is are if otherwise maybe approximately"
+    " mod".split()
+)
+
+
+def _is_unit(text: str) -> bool:
+    """Whether text after a number names what is counted, and says nothing else about it."""
+    found = re.findall("[a-z]+", text.lower())
+    return 0 < len(found) <= 4 and not _NO_UNIT.intersection(found)
+
+
 def _unit(text: str) -> tuple[str, int]:
     """(what is measured with its power, factor to the base unit); an unknown unit is its own."""
+    text = re.sub(r"^(?:square|sq\.?)\s+(\S+)$", r"\1^2", text)
+    text = re.sub(r"^cubic\s+(\S+)$", r"\1^3", text)
     name, _, power = text.partition("^")
     name = name.strip()
+    if len(name) > 3 and name not in UNITS:
+        name = name.removesuffix("s")
     if name in UNITS and (not power or power.isdigit()):
         kind, factor = UNITS[name]
         return f"{kind}^{power or 1}", int(factor) ** int(power or 1)
-    if name.removesuffix("s") in UNITS and not power:
-        kind, factor = UNITS[name.removesuffix("s")]
-        return f"{kind}^1", int(factor)
-    return " ".join(map(_stem, text.split())), 1
+    # case tells mW from MW
+    return " ".join(word if len(word) <= 3 else _stem(word) for word in text.split()), 1
 
 
 def _seconds(a: Answer) -> Any:
@@ -322,7 +386,8 @@ def _worded(a: Answer, b: Answer, policy: Policy) -> bool:
         one, two = _word_list(a.text), _word_list(b.text)
         if one == two and one:
             return True
-        return "".join(one) == "".join(two) != ""
+        joined = "".join(one)
+        return joined == "".join(two) and joined.isalpha()
     words, other = (a, b) if a.kind == "words" else (b, a)
     names = _word_list(words.text)
     if len(names) == 1 and names[0].isdigit():
@@ -366,26 +431,36 @@ def _same_region(a: Any, b: Any) -> bool:
     return one == two or one.symmetric_difference(two) == sympy.S.EmptySet
 
 
-def _region(a: Answer) -> tuple[Any, str] | None:
-    """(the set of reals it describes, the variable it names or ""), None for other answers."""
+def _region(a: Answer, within: bool = False) -> tuple[Any, str] | None:
+    """(the set of reals it describes, the variable it names or ""), None for other answers. within:
+    a union, where numbers in braces are a set of reals too."""
     if a.kind == "tuple" and len(a.parts) == 2:
         ends = _ends(a.parts)
         if ends is None or (ends[0] < ends[1]) != sympy.true:
             return None
         return sympy.Interval(*ends, a.text[0] == "(", a.text[1] == ")"), ""
     if a.kind in ("union", "list"):
-        found = [region for part in a.parts if (region := _region(part)) is not None]
+        inner = (_region(part, within=a.kind == "union") for part in a.parts)
+        found = [region for region in inner if region is not None]
         # a list of bare intervals is a set only where "or" stands between them
-        intersects = (a.kind, a.text) == ("list", "and")
+        intersects = a.kind == "list" and a.text != "or"
         if len(found) < len(a.parts) or (intersects and not all(name for _, name in found)):
             return None
         names = {name for _, name in found if name}
         if len(names) > 1:
             return None
-        join = sympy.Intersection if intersects else sympy.Union
-        return join(*(region for region, _ in found)), names.pop() if names else ""
+        regions = [region for region, _ in found]
+        name = names.pop() if names else ""
+        if (a.kind, a.text) == ("union", "without"):
+            return regions[0] - regions[1], name
+        both = sympy.Intersection(*regions) if intersects else sympy.S.EmptySet
+        # "x < 2, x > 3": no number is both, so either is meant
+        either = not intersects or (both == sympy.S.EmptySet and a.text == ",")
+        return (sympy.Union(*regions) if either else both), name
     if a.kind == "relation":
         return _solutions(a)
+    if within and a.kind == "set" and (values := _ends(a.parts)):
+        return sympy.FiniteSet(*values), ""
     if squeeze("".join(t.value for t in a.items)) == "\\mathbb{R}":
         return sympy.S.Reals, ""
     return None

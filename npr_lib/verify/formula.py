@@ -99,6 +99,7 @@ class _Reader:
 
     def __init__(self, items: Sequence[Token]) -> None:
         self.items, self.i, self.depth, self.bars = items, 0, 0, 0
+        self.bound: set[str] = set()  # indices of the sums around
 
     def peek(self, offset: int = 0) -> Token:
         i = self.i + offset
@@ -167,6 +168,8 @@ class _Reader:
                 result = _power(result, self.argument())
             elif value == "!":
                 self.take()
+                if self.peek().value == "!":
+                    raise Unread("a double factorial")
                 result = _factorial(result)
             elif value == "\\degree":
                 self.take()
@@ -212,6 +215,8 @@ class _Reader:
             return result
         if token.kind == "sign" and token.value.isalpha():
             self.take()
+            if token.value in self.bound:
+                return Symbol(token.value)
             if token.value in "ie" and self.peek().value not in ("_", "'"):
                 return I if token.value == "i" else sympy.E
             return self.symbol(token.value)
@@ -311,6 +316,8 @@ class _Reader:
             self.expect(_CLOSING[opening])
         else:
             arguments = [self.product(in_function=True)]
+        if name in ("\\gcd", "\\lcm") and not all(a.is_Integer for a in arguments):
+            raise Unread(f"{name} of other than integers")
         if exponent == -1 and name in ("\\sin", "\\cos", "\\tan", "\\cot"):
             name, exponent = f"\\arc{name[1:]}", Integer(1)
         if base is not None:
@@ -326,10 +333,10 @@ class _Reader:
         self.expect("}")
         self.expect("^")
         high = self.argument()
+        outer, self.bound = self.bound, self.bound | {index}
         term = self.product()
-        bound = Symbol(index)
-        term = term.subs(I, bound) if index == "i" else term
-        return kind(term, (bound, low, high))
+        self.bound = outer
+        return kind(term, (Symbol(index), low, high))
 
 
 def _quotient(over: Any, under: Any) -> Any:
@@ -339,6 +346,8 @@ def _quotient(over: Any, under: Any) -> Any:
 
 
 def _power(base: Any, exponent: Any) -> Any:
+    if base.is_infinite or exponent.is_infinite:
+        raise Unread("a power of infinity")
     if isinstance(exponent, Integer) and isinstance(base, Rational) and base not in (0, 1, -1):
         bits = max(abs(base.p), base.q).bit_length()
         if abs(int(exponent)) * bits > MAX_BITS:
@@ -388,14 +397,19 @@ def _calculus(text: str) -> Any:
         raise Unread(str(error).partition("\n")[0]) from error
 
 
-_WHOLE = (
-    sympy.factorial, sympy.binomial, sympy.floor, sympy.ceiling, sympy.Sum, sympy.Product, sympy.Mod
-)  # fmt: skip
+# What is defined, or meant, for integers only.
+_WHOLE = (sympy.factorial, sympy.binomial, sympy.Sum, sympy.Product, sympy.Mod)
+_STEPS = (sympy.floor, sympy.ceiling)  # of which n, as a rule, is an integer, and x is not
+DIGITS = 120  # of numbers that aren't rational
+POINTS = 12
 
 
 def equal(a: Any, b: Any, tolerance: float = 0.0) -> bool:
-    """Whether two expressions are the same: rationals exactly, other constants to 50 digits, what
-    has variables at random points. tolerance: relative, for two numbers. Unread: no telling."""
+    """Whether two expressions are the same: rationals exactly, other numbers to 100 digits, what
+    has variables at `POINTS` random points near and far, of both signs.
+
+    tolerance: relative, for two numbers. Unread: there is no telling.
+    """
     if a == b:
         return True
     if a.has(sympy.oo, -sympy.oo, sympy.nan, sympy.zoo) or b.has(sympy.oo, -sympy.oo):
@@ -403,20 +417,23 @@ def equal(a: Any, b: Any, tolerance: float = 0.0) -> bool:
     a, b = a.doit(), b.doit()
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     if not symbols:
-        if isinstance(a, Rational) and isinstance(b, Rational) and not tolerance:
-            return bool(a == b)
-        return _close(a.evalf(60), b.evalf(60), max(tolerance, 1e-45))
+        return _close(a, b, tolerance)
     draw = random.Random(0)
     whole = a.has(*_WHOLE) or b.has(*_WHOLE)
+    steps = a.has(*_STEPS) or b.has(*_STEPS)
+    integers = [whole or (steps and str(symbol) in "ijklmn") for symbol in symbols]
     seen = 0
-    for k in range(8):
+    for k in range(POINTS):
         # of what is meant for integers: even and odd ones, and none twice
-        values = (Integer(2 + k + 3 * j) if whole else _draw(draw) for j in range(len(symbols)))
+        values = [
+            _whole(draw, k, j, 120 if whole else 3000) if integer else _real(draw, k)
+            for j, integer in enumerate(integers)
+        ]
         point = dict(zip(symbols, values, strict=True))
-        at = [e.subs(point).doit().evalf(40) for e in (a, b)]
-        if not all(e.is_number and e.is_finite for e in at):
+        at = [expression.subs(point).doit() for expression in (a, b)]
+        if not all(value.is_number and value.is_finite for value in at):
             continue
-        if not _close(at[0], at[1], max(tolerance, 1e-25)):
+        if not _close(at[0], at[1], tolerance):
             return False
         seen += 1
     if seen < 3:
@@ -424,11 +441,21 @@ def equal(a: Any, b: Any, tolerance: float = 0.0) -> bool:
     return True
 
 
-def _draw(draw: random.Random) -> Any:
-    return Rational(draw.randint(-90, 90) * 2 + 1, 37)
+def _whole(draw: random.Random, k: int, j: int, most: int) -> Any:
+    return Integer(2 + k + 3 * j if k < POINTS // 2 else draw.randint(10, most))
+
+
+def _real(draw: random.Random, k: int) -> Any:
+    """A rational that is no integer, up to about 5, 60, or 1,300."""
+    scale = (Rational(1, 37), Rational(1, 3), Rational(29, 4))[k % 3]
+    return (draw.randint(-90, 90) * 2 + 1) * scale
 
 
 def _close(a: Any, b: Any, tolerance: float) -> bool:
+    if isinstance(a, Rational) and isinstance(b, Rational) and not tolerance:
+        return bool(a == b)
+    a, b = a.evalf(DIGITS), b.evalf(DIGITS)
     if not (a.is_number and b.is_number):
         raise Unread("no numbers")
-    return bool(abs(a - b) <= tolerance * max(abs(a), abs(b)))
+    allowed = max(Rational(tolerance), Rational(1, 10 ** (DIGITS - 20)))
+    return bool(abs(a - b) <= allowed * max(abs(a), abs(b)))

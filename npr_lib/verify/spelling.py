@@ -41,7 +41,7 @@ _CHARACTERS = {
     "ℤ": r"\mathbb{Z}",
     "ℝ": r"\mathbb{R}",
     "…": r"\dots ",
-    "“”‘’": "",
+    '“”‘’"': "",
     "\u200b\u200c\u200d\u2060\ufeff\u00ad": "",
     "\u00a0\u2009\u202f\u2002\u2003": " ",
 }
@@ -56,7 +56,7 @@ _BASES |= {"nine": 9, "ten": 10, "twelve": 12, "sixteen": 16}
 # Short words that are no products of letters.
 WORDS = set(
     "no on yes or and odd all red is if of in to by for the not one two six ten men day as at"
-    " even am pm".split()
+    " even am pm sq mph kmh kph rpm Hz kHz MHz GHz kW MW GW Pa kPa MPa mol ml mL kJ eV lb lbs oz".split()
 )
 
 Replacement = str | Callable[[re.Match[str]], str]
@@ -64,12 +64,14 @@ Replacement = str | Callable[[re.Match[str]], str]
 RULES: list[tuple[str, str, Replacement]] = [
     ("a list as Python prints it", r"^\[(?=['\"])(.*)\]$", lambda m: _items(m[1])),
     ("hyphens", r"(?<=[a-zA-Z]{3})-(?=[a-zA-Z]{3})", " "),
+    ("powers in plain text", r"(?<=[0-9a-zA-Z)])\*\*(?=[0-9a-zA-Z(-])", "^"),
     ("markdown", r"\*\*|__|`", ""),
     ("math delimiters", r"(?<!\\)\\[()\[\]]", ""),
-    ("a box around it", rf"^\s*\\(?:boxed|fbox)\s*{_GROUP}\s*$", r"\1"),
     ("escaped currency", r"\\text\{\s*\\\$\s*\}|\\textdollar", r"\\$"),
     ("currency", rf"(?:\\\$|USD|US\\\$|\$(?=[^$]*$))\s*(-?(?:{_NUMBER})[0-9,{{}}]*)", r"\1 dollars"),
     ("dollar signs", r"(?<!\\)\$", " "),
+    ("a box around it", rf"^\s*\\(?:boxed|fbox|underline)\s*{_GROUP}[\s.,]*$", r"\1"),
+    ("before an answer", r"\\therefore(?![a-z])|\\implies(?![a-z])", ""),
     ("fractions", r"\\[dtcs]frac|\\nicefrac", r"\\frac"),
     ("raised fractions", r"\^\{?([0-9]+)\}?\s*/\s*_\{?([0-9]+)\}?", r"\\frac{\1}{\2}"),
     ("sizes", r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])", ""),
@@ -83,6 +85,7 @@ RULES: list[tuple[str, str, Replacement]] = [
     ("degrees", r"\^\s*\{?\s*\\circ\s*\}?|\^\s*\{\s*\\text\{o\}\s*\}|\\degree", r"\\degree "),
     ("degrees in words", r"\\(?:text|mathrm)\{\s*degrees?\s*\}|(?<![\\a-zA-Z])degrees?\b(?!\s*[CF])", r"\\degree "),
     ("percent", r"\\%|%|\\(?:text|mathrm)\{\s*\\?(?:%|percent)\s*\}|\bper ?cent\b", r"\\% "),
+    ("numbers in bold", r"\\(?:textbf|mathbf|mathrm|text|bf|rm)\s*\{\s*(-?[0-9][0-9.,]*)\s*\}", r" \1 "),
     ("text", r"\\(?:textbf|textit|textrm|textsf|texttt|mathrm|mathbf|mathsf|mathit|mbox|emph|bf|rm|operatorname\*?|mathop|boldsymbol)\s*(?=\{)", r"\\text"),
     ("infinity", r"\\text\{\s*infinity\s*\}|\binfinity\b|\\infin\b", r"\\infty "),
     ("functions in words", rf"(?<![\\a-zA-Z{{])({'|'.join(_FUNCTIONS)})(?![a-zA-Z])", r"\\\1 "),
@@ -108,13 +111,25 @@ RULES: list[tuple[str, str, Replacement]] = [
     ("choose, written both ways", r"(?<![a-zA-Z])C_\s*\{?\s*([0-9a-z]+)\s*\}?\s*\^\s*\{?\s*([0-9a-z]+)\s*\}?", r"\\binom{\1}{\2}"),
     ("choose, as a function", r"(?<![a-zA-Z])C\s*\(([0-9a-z]+),\s*([0-9a-z]+)\)", r"\\binom{\1}{\2}"),
     ("nothing in braces", r"\\\{\s*\\\}", r"\\emptyset "),
+    ("choose, by its word", r"\{\s*([^{}]*?)\s*\\choose(?![a-z])\s*([^{}]*?)\s*\}", r"\\binom{\1}{\2}"),
+    ("over", r"\{\s*([^{}]*?)\s*\\over(?![a-z])\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}"),
+    ("choose, written high", r"(?<![0-9a-zA-Z)}])\^\s*\{?\s*([0-9a-z]+)\s*\}?\s*C\s*_\s*\{?\s*([0-9a-z]+)\s*\}?", r"\\binom{\1}{\2}"),
+    ("roots in plain text", r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    ("pi in plain text", r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi "),
+    ("an x that multiplies", r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)", r"\\times "),
+    ("exponents of many digits", r"\^\s*(-?[0-9]{2,})", r"^{\1}"),
+    ("number sets", r"\\mathbb\s*([A-Z])|\\text\{\s*all real numbers\s*\}|\ball real numbers\b", lambda m: rf"\mathbb{{{m[1] or 'R'}}}"),
+    ("times of day", r"(?i)(?<![a-z])([ap])\.\s*m\.?(?![a-z])", r"\1m"),
     ("choose", r"\\[dt]binom", r"\\binom"),
     ("powers of ten", rf"({_NUMBER})[eE]([+-]?[0-9]+)(?![0-9a-zA-Z])", r"\1\\times 10^{\2}"),
+    ("bases after it", r"\(?\s*(?:\\text\{)?\s*\(?(?:in\s+)?\bbase\s*\}?\s*\(?([0-9]+)\)?\s*\}?\)?\s*$", r"_{\1}"),
+    ("bases in brackets", r"_\s*\{\s*\(([0-9]+)\)\s*\}", r"_{\1}"),
     ("bases in words", r"_\s*\{?\s*(?:\\text\{)?\s*([a-z]{3,})\s*\}*", lambda m: f"_{{{_BASES.get(m[1], m[1])}}}"),
     ("an interval, open by its bracket", r"^\s*\[([^\[\]]*)\[\s*$", r"[\1)"),
     ("an interval, open by its bracket", r"^\s*\]([^\[\]]*)\[\s*$", r"(\1)"),
     ("an interval, open by its bracket", r"^\s*\]([^\[\]]*)\]\s*$", r"(\1]"),
     ("a label", r"^\s*(?:\\text\{)?\s*(?:the )?(?:final )?answer(?: is)?\s*[:=]?\s*(\})?", lambda m: "" if m[1] or "{" not in m[0] else r"\text{"),
+    ("a quantity as text", rf"^\\text\{{\s*(-?(?:{_NUMBER}))\s+([a-zA-Z^0-9/ ]+)\}}$", r"\1\\text{ \2}"),
     ("a mark at the end", r"(?<![.\\])(?:[.;,]|\\text\{\s*[.;,!]\s*\}|\s)+$", ""),
     ("a mark at the end of text", r"(\\text\{[^{}]*?)\s*[.;,!]\s*\}$", r"\1}"),
 ]  # fmt: skip
@@ -125,6 +140,7 @@ _BARE = re.compile(r"\\(?:text|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+|(?<![a-zA-Z])
 
 def spell(text: str, thousands: bool = True) -> str:
     """The text in one spelling. thousands: whether `58,500` is a number, else two in a list."""
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
     text = "".join(_plain(c) for c in text.translate(_TABLE))
     text = re.sub(r"√\s*(\d+|[a-zA-Z]|\([^()]*\))", r"\\sqrt{\1}", text)
     for _, pattern, replacement in _COMPILED:
@@ -138,8 +154,6 @@ def _plain(character: str) -> str:
     """Digits, letters and fractions of other alphabets and widths as ASCII."""
     if character.isascii():
         return character
-    if (low := character.translate(_SUPERSCRIPTS)) != character:
-        return f"^{{{low}}}"
     if (low := character.translate(_SUBSCRIPTS)) != character:
         return f"_{{{low}}}"
     form = unicodedata.normalize("NFKC", character)
@@ -158,7 +172,8 @@ def _items(text: str) -> str:
 def _word(match: re.Match[str]) -> str:
     """Letters that are a word, and no product of variables, become text."""
     run = match[0]
-    if run.startswith("\\") or (len(run) < 4 and run.lower() not in WORDS and run not in UNITS):
+    known = run in WORDS or run.lower() in WORDS or run in UNITS
+    if run.startswith("\\") or (len(run) < 4 and not known):
         return run
     return rf"\text{{ {run} }}"
 
@@ -167,7 +182,8 @@ def _word(match: re.Match[str]) -> str:
 UNITS: dict[str, tuple[str, int | str]] = {}
 for _kind, _names in {
     "time": "s sec second seconds=1 min minute minutes=60 h hr hrs hour hours=3600 day days=86400",
-    "length": "mm millimeter=1 cm centimeter=10 m meter metre=1000 km kilometer=1000000",
+    "length": "mm millimeter=10 cm centimeter=100 m meter metre=10000 km kilometer=10000000"
+    " in inch inches=254 ft foot feet=3048 yd yard=9144 mi mile=16093440",
     "mass": "mg=1 g gram=1000 kg kilogram=1000000",
 }.items():
     _waiting: list[str] = []
