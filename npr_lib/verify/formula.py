@@ -333,6 +333,8 @@ class _Reader:
         self.expect("}")
         self.expect("^")
         high = self.argument()
+        if (high - low).is_number and high - low > MAX_FACTORIAL:
+            raise Unread("a sum or product of too many terms to be worked out")
         outer, self.bound = self.bound, self.bound | {index}
         term = self.product()
         self.bound = outer
