@@ -228,19 +228,6 @@ def scored(
 ) -> tuple[list[Rollout], list[bool]]:
     """Verdicts on what `answers` gave, by the set's own verifier; and of each response whether
     there is one: a verifier may say None, which counts as wrong."""
-    undecided = False
-
-    def heard(predicted: str, problem: Problem) -> bool:
-        nonlocal undecided
-        verdict = problems.verifier(predicted, problem)
-        undecided = verdict is None
-        return bool(verdict)
-
-    rollouts, decided = [], []
-    listening = ProblemSet(problems, heard)
-    for problem, own in zip(problems, found, strict=True):
-        for trajectory in own:
-            undecided = False
-            rollouts += score([trajectory], [problem], listening)
-            decided.append(not undecided)
-    return rollouts, decided
+    asked = [problem for problem, own in zip(problems, found, strict=True) for _ in own]
+    rollouts = score([trajectory for own in found for trajectory in own], asked, problems)
+    return rollouts, [rollout.decided for rollout in rollouts]

@@ -20,13 +20,15 @@ from npr_lib.tasks.problems import Problem, ProblemSet
 @dataclass(slots=True)
 class Rollout:
     """A scored response. format_reward: r_f in [-2, 0], 0: no violation. correct: the verifier's
-    word on the last box. reward: nan keeps it out of loss and statistics."""
+    word on the last box; decided: whether it had one, without which nothing is right. reward: nan
+    keeps it out of loss and statistics."""
 
     trajectory: Trajectory
     problem: Problem
     format_reward: float
     correct: bool
     reward: float = math.nan
+    decided: bool = True
 
     @property
     def text(self) -> str:
@@ -56,8 +58,9 @@ def score(
     rollouts = []
     for trajectory, problem in zip(trajectories, asked, strict=True):
         graph = trajectory.graph
-        correct = bool(problems.verify(graph.boxed, problem))
-        rollout = Rollout(trajectory, problem, format_reward(graph), correct)
+        verdict = problems.verify(graph.boxed, problem)
+        correct, decided = bool(verdict), verdict is not None
+        rollout = Rollout(trajectory, problem, format_reward(graph), correct, decided=decided)
         rollout.reward = float(reward(rollout)) if reward else (1.0 if correct else -1.0)
         rollouts.append(rollout)
     return rollouts

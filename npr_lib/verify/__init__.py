@@ -6,9 +6,10 @@ r"""Is this answer right? Imports no other room.
     unreadable             why an answer can't be compared, to be said when a set is loaded
     last_number            the answer where no box is asked for, as the paper's release finds it
 
-`spelling` writes what has many spellings in one, `answers` reads an answer's kind, `compare` says
-when two are the same, `formula` reads LaTeX, `worker` is the process they run in. Nothing here
-looks at a whole response: boxes are the reasoning graph's.
+`spelling` writes what has many spellings in one, `answers` reads an answer's kind, `formula` a
+formula; `compare` says when two answers are the same, by `equality` of formulas and sets of
+`reals`; `worker` is the process they run in. Nothing here looks at a whole response: boxes are the
+reasoning graph's.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from npr_lib.verify.formula import FUNCTIONS, Token
 from npr_lib.verify.spelling import UNITS
@@ -30,7 +30,12 @@ class Answer:
     items: tuple[Token, ...]
     parts: tuple[Answer, ...] = ()
     text: str = ""
-    operators: tuple[str, ...] = field(default=())
+    operators: tuple[str, ...] = ()
+
+    @property
+    def written(self) -> str:
+        """Its tokens in a row, without white space."""
+        return "".join(token.value for token in self.items)
 
 
 def answer(items: Sequence[Token]) -> Answer:
@@ -262,8 +267,7 @@ def _pieces(items: tuple[Token, ...]) -> Answer:
 
 
 def _with_exponents(groups: list[tuple[str, list[Token]]]) -> list[tuple[str, list[Token]]]:
-    """An exponent right after text, as in `\\text{ cm}^2` or `\\text{ mol}^{-1}`, is the unit's; so
-    are letters that stand for one after a number (`15 cm^2`)."""
+    """An exponent right after text, as in `\\text{ cm}^2` or `\\text{ mol}^{-1}`, is the unit's."""
     result: list[tuple[str, list[Token]]] = []
     for kind, group in groups:
         follows = result and result[-1][0] == "text"

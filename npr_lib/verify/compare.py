@@ -15,7 +15,7 @@ r"""Whether two answers say the same: each is read into its kind, and kinds are 
                                                      other one; times and lengths are converted
     table       matrices, cases                      cell by cell (rows of cases in any order)
     mixed       5\text{ red and }9\text{ blue}       piece by piece
-    formula     \frac{n(n+1)}{2}                     `formula.equal`
+    formula     \frac{n(n+1)}{2}                     `equality.equal`
 
 Only equal spellings are equal where a formula can't be read. `Policy` says what a set of problems
 wants otherwise.
@@ -32,8 +32,10 @@ from typing import Any
 import sympy
 
 from npr_lib.verify.answers import Answer, answer
-from npr_lib.verify.formula import FUNCTIONS, Token, Unread, equal, read, tokens
+from npr_lib.verify.equality import equal
+from npr_lib.verify.formula import Token, Unread, read, tokens
 from npr_lib.verify.policy import Policy
+from npr_lib.verify.reals import is_name, same_reals
 from npr_lib.verify.spelling import UNITS, spell
 
 NUMBER_WORDS = (
@@ -93,7 +95,6 @@ def squeeze(text: str) -> str:
     return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)
 
 
-_PLAIN = re.compile(r"\\text\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-J])\)?")
 _CHOSEN = re.compile(
     r"(?:(?:option|answer|choice)\s*:?\s*)?\(?([A-J])"
@@ -108,10 +109,14 @@ _OTHER = re.compile(
 )
 
 
+def _plain(text: str) -> str:
+    """Without LaTeX around text."""
+    return " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).split())
+
+
 def chosen(text: str) -> str | None:
     """The letter A-J that an answer names, alone, in brackets, or before its option's text."""
-    plain = " ".join(_PLAIN.sub(r"\1", text).split())
-    match = _CHOSEN.fullmatch(plain)
+    match = _CHOSEN.fullmatch(_plain(text))
     if match is None or match[1].islower():
         return None
     rest = (match["rest"] or match["more"] or "").lstrip()
@@ -120,8 +125,7 @@ def chosen(text: str) -> str | None:
 
 
 def _choice(expected: str, found: str) -> bool:
-    plain = " ".join(_PLAIN.sub(r"\1", expected).split())
-    match = _LETTER.fullmatch(plain)
+    match = _LETTER.fullmatch(_plain(expected))
     return match is not None and chosen(found) == match[1]
 
 
@@ -154,9 +158,8 @@ def _any_order(a: Sequence[Answer], b: Sequence[Answer], policy: Policy) -> bool
 def _lists(a: Answer, b: Answer, policy: Policy) -> bool:
     if "relation" in (a.kind, b.kind):
         return _relations(a, b, policy)
-    regions = _region(a), _region(b)
-    if all(regions):
-        return _same_region(*regions)
+    if (reals := same_reals(a, b)) is not None:
+        return reals
     if {a.kind, b.kind} <= {"list", "set"}:
         ordered = (policy.ordered and "set" not in (a.kind, b.kind)) or _named(a) != _named(b)
         return (_all if ordered else _any_order)(a.parts, b.parts, policy)
@@ -174,16 +177,15 @@ def _lists(a: Answer, b: Answer, policy: Policy) -> bool:
 
 def _named(a: Answer) -> bool:
     """Whether each element says which unknown it is of: then bare values are in their order."""
-    if not all(part.kind == "relation" and _name(part.parts[0]) for part in a.parts):
+    if not all(part.kind == "relation" and is_name(part.parts[0]) for part in a.parts):
         return False
-    return len({squeeze("".join(t.value for t in part.parts[0].items)) for part in a.parts}) > 1
+    return len({part.parts[0].written for part in a.parts}) > 1
 
 
 def _tuples(a: Answer, b: Answer, policy: Policy) -> bool:
     if a.kind == b.kind and a.text == b.text:
         return _all(a.parts, b.parts, policy)
-    regions = _region(a), _region(b)
-    return all(regions) and _same_region(*regions)
+    return bool(same_reals(a, b))
 
 
 def _modulars(a: Answer, b: Answer, policy: Policy) -> bool:
@@ -204,24 +206,22 @@ def _modulars(a: Answer, b: Answer, policy: Policy) -> bool:
 
 def _relations(a: Answer, b: Answer, policy: Policy) -> bool:
     if a.kind != b.kind:
-        regions = _region(a), _region(b)
-        if all(regions):
-            return _same_region(*regions)
+        if (reals := same_reals(a, b)) is not None:
+            return reals
         one, other = (a, b) if a.kind == "relation" else (b, a)
         value = _value(one, policy, sums=one is b)
         if value is None:
             return False
         return _equal(value, other, policy) if one is a else _equal(other, value, policy)
     if set(a.operators) == set(b.operators) == {"="}:
-        names = _name(a.parts[0]), _name(b.parts[0])
+        names = is_name(a.parts[0]), is_name(b.parts[0])
         if all(names) and max(len(a.parts), len(b.parts)) > 2:
             values = _value(a, policy), _value(b, policy)
             if not all(values) or not _equal(a.parts[0], b.parts[0], policy):
                 return False
             return _equal(a.parts[-1], b.parts[-1], policy)
     if a.operators != b.operators:
-        regions = _region(a), _region(b)
-        return all(regions) and _same_region(*regions)
+        return bool(same_reals(a, b))
     if _all(a.parts, b.parts, policy):
         return True
     if len(a.parts) != 2 or a.operators[0] not in ("=", "<", "\\le", "\\ne"):
@@ -235,10 +235,10 @@ def _value(relation: Answer, policy: Policy, sums: bool = False) -> Answer | Non
     """What `name = ... = value` or `name \\in value` says, or a chain of equal values; None for
     other relations. sums: `m+n` is a name too."""
     if relation.operators == ("\\in",):
-        return relation.parts[1] if _name(relation.parts[0]) else None
+        return relation.parts[1] if is_name(relation.parts[0]) else None
     if set(relation.operators) != {"="}:
         return None
-    named = _name(relation.parts[0], sums)
+    named = is_name(relation.parts[0], sums)
     values = relation.parts[1:] if named else relation.parts
     for part in values[:-1]:
         different = not _equal(part, values[-1], policy)
@@ -252,23 +252,6 @@ def _constant(part: Answer) -> bool:
         return part.kind != "formula" or not read(part.items).free_symbols
     except Unread:
         return False
-
-
-_A_LETTER = r"(?:[a-zA-Z]|\\(?!pi\b|infty\b)[a-zA-Z]+)(?:_\{[^{}]*\}|_.)?'*"
-_A_NAME = re.compile(
-    rf"{_A_LETTER}(?:\^\{{?-1\}}?)?(?:\({_A_LETTER}(?:,{_A_LETTER})*\)|\{{[a-zA-Z]\}})?|[A-Z]{{2,3}}"
-    rf"|\({_A_LETTER}(?:,{_A_LETTER})+\)|"
-)
-_A_SUM = re.compile(rf"[0-9]*{_A_LETTER}(?:\+[0-9]*{_A_LETTER})*")
-
-
-def _name(side: Answer, sums: bool = False) -> bool:
-    """Whether it is a name: a letter with its subscripts and accents, `f(x)` or `(x,y)`."""
-    values = [t.value for t in side.items if t.kind != "text"]
-    if any(value in FUNCTIONS for value in values) or values in (["i"], ["e"]):
-        return False
-    text = "".join(values)
-    return bool(_A_NAME.fullmatch(text) or (sums and _A_SUM.fullmatch(text)))
 
 
 def _proportional(a: Answer, b: Answer) -> bool:
@@ -353,7 +336,7 @@ def _unit(text: str) -> tuple[str, int]:
         name = name.removesuffix("s")
     if name in UNITS and (not power or power.isdigit()):
         kind, factor = UNITS[name]
-        return f"{kind}^{power or 1}", int(factor) ** int(power or 1)
+        return f"{kind}^{power or 1}", factor ** int(power or 1)
     # case tells mW from MW
     return " ".join(word if len(word) <= 3 else _stem(word) for word in text.split()), 1
 
@@ -394,7 +377,7 @@ def _worded(a: Answer, b: Answer, policy: Policy) -> bool:
         value = Answer("formula", (Token("number", names[0]),))
         return _equal(value, other, policy)
     if other.kind == "formula" and names:
-        plain = "".join(t.value for t in other.items)
+        plain = other.written
         number = "".join(t.value for t in words.items if t.kind == "text")
         return plain.isalnum() and (plain.lower() if len(plain) > 1 else plain) == (
             number.lower() if len(number) > 1 else number
@@ -417,92 +400,16 @@ def _rows(a: Answer, b: Answer, policy: Policy) -> bool:
     return a.kind == b.kind and _any_order(a.parts, b.parts, policy)
 
 
-def _regions(a: Answer, b: Answer, policy: Policy) -> bool:
-    regions = _region(a), _region(b)
-    if all(regions):
-        return _same_region(*regions)
+def _unions(a: Answer, b: Answer, policy: Policy) -> bool:
+    if (reals := same_reals(a, b)) is not None:
+        return reals
     return a.kind == b.kind and _any_order(a.parts, b.parts, policy)
-
-
-def _same_region(a: Any, b: Any) -> bool:
-    (one, x), (two, y) = a, b
-    if x and y and x != y:
-        return False
-    return one == two or one.symmetric_difference(two) == sympy.S.EmptySet
-
-
-def _region(a: Answer, within: bool = False) -> tuple[Any, str] | None:
-    """(the set of reals it describes, the variable it names or ""), None for other answers. within:
-    a union, where numbers in braces are a set of reals too."""
-    if a.kind == "tuple" and len(a.parts) == 2:
-        ends = _ends(a.parts)
-        if ends is None or (ends[0] < ends[1]) != sympy.true:
-            return None
-        return sympy.Interval(*ends, a.text[0] == "(", a.text[1] == ")"), ""
-    if a.kind in ("union", "list"):
-        inner = (_region(part, within=a.kind == "union") for part in a.parts)
-        found = [region for region in inner if region is not None]
-        # a list of bare intervals is a set only where "or" stands between them
-        intersects = a.kind == "list" and a.text != "or"
-        if len(found) < len(a.parts) or (intersects and not all(name for _, name in found)):
-            return None
-        names = {name for _, name in found if name}
-        if len(names) > 1:
-            return None
-        regions = [region for region, _ in found]
-        name = names.pop() if names else ""
-        if (a.kind, a.text) == ("union", "without"):
-            return regions[0] - regions[1], name
-        both = sympy.Intersection(*regions) if intersects else sympy.S.EmptySet
-        # "x < 2, x > 3": no number is both, so either is meant
-        either = not intersects or (both == sympy.S.EmptySet and a.text == ",")
-        return (sympy.Union(*regions) if either else both), name
-    if a.kind == "relation":
-        return _solutions(a)
-    if within and a.kind == "set" and (values := _ends(a.parts)):
-        return sympy.FiniteSet(*values), ""
-    if squeeze("".join(t.value for t in a.items)) == "\\mathbb{R}":
-        return sympy.S.Reals, ""
-    return None
-
-
-def _ends(parts: Sequence[Answer]) -> list[Any] | None:
-    try:
-        ends = [read(part.items) for part in parts]
-    except Unread:
-        return None
-    return ends if all(end.is_extended_real and not end.free_symbols for end in ends) else None
-
-
-def _solutions(a: Answer) -> tuple[Any, str] | None:
-    """Of `2 < x \\le 5`, `x > 3`, `x \\ne 12`, `x \\in (2,3)`: the set of x."""
-    names = [i for i, part in enumerate(a.parts) if part.kind == "formula" and _name(part)]
-    if len(names) != 1:
-        return None
-    i = names[0]
-    name = "".join(t.value for t in a.parts[i].items)
-    if a.operators == ("\\in",) and i == 0:
-        inner = _region(a.parts[1])
-        return (inner[0], name) if inner else None
-    ends = _ends([part for j, part in enumerate(a.parts) if j != i])
-    if ends is None or len(a.parts) > 3 or (len(a.parts) == 3 and i != 1):
-        return None
-    if a.operators == ("\\ne",):
-        return sympy.S.Reals - sympy.FiniteSet(ends[0]), name
-    if not set(a.operators) <= {"<", "\\le"}:
-        return None
-    low, high, open_low, open_high = -sympy.oo, sympy.oo, True, True
-    if i > 0:
-        low, open_low = ends[0], a.operators[i - 1] == "<"
-    if i < len(a.parts) - 1:
-        high, open_high = ends[-1], a.operators[i] == "<"
-    return sympy.Interval(low, high, open_low, open_high), name
 
 
 # The first rule in which either kind stands decides.
 _RULES: list[tuple[set[str], Any]] = [
     ({"modular"}, _modulars),
-    ({"union"}, _regions),
+    ({"union"}, _unions),
     ({"list", "set"}, _lists),
     ({"relation"}, _relations),
     ({"tuple"}, _tuples),

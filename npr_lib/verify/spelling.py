@@ -179,7 +179,7 @@ def _word(match: re.Match[str]) -> str:
 
 
 # Units by their names: (what is measured, how many of its base unit). Others are words.
-UNITS: dict[str, tuple[str, int | str]] = {}
+UNITS: dict[str, tuple[str, int]] = {}
 for _kind, _names in {
     "time": "s sec second seconds=1 min minute minutes=60 h hr hrs hour hours=3600 day days=86400",
     "length": "mm millimeter=10 cm centimeter=100 m meter metre=10000 km kilometer=10000000"
