@@ -71,9 +71,13 @@ def set_aside(path: Path) -> Path:
     raise AssertionError("there is always a free name")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write atomically: a reader, or a run that was killed, sees the old file or the new one."""
     part = path.with_name(path.name + ".part")
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    part.write_text(text + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of a value."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

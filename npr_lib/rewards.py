@@ -92,11 +92,41 @@ class Scored(Protocol):
     correct: bool
 
 
-def stage1_reward(rollout: Scored) -> float:
-    """NPR-Zero: the format first, then accuracy."""
+def stage1_reward(rollout: Scored, partial_credit: bool = False) -> float:
+    """NPR-Zero: the format first, then accuracy.
+
+    A beginner breaks so much that r_f is -2 whatever it tries, prose as well as a block in which
+    only the indices are wrong: nothing to reinforce. `partial_credit` makes half of an invalid
+    response's reward what is there already (`progress`), in [-2, 0), the other half r_f.
+    """
     if rollout.format_reward < 0:
-        return rollout.format_reward
+        if not partial_credit:
+            return rollout.format_reward
+        return (rollout.format_reward - 2 + 2 * progress(rollout.trajectory.text)) / 2
     return 1.0 if rollout.correct else -1.0
+
+
+_FIRST_BLOCK = (
+    ("<guideline>",),
+    ("<plan>", "</plan>"),
+    ("</guideline>",),
+    ("<step>", "</step>"),
+    ("<takeaway>", "</takeaway>"),
+)
+
+
+def progress(text: str) -> float:
+    r"""How much of a response's form is there, in [0, 1]: an opened guideline, a plan in it, its
+    end, a step, a takeaway, each after the one before; then as many steps as plans, and a box."""
+    at = found = 0
+    for piece in _FIRST_BLOCK:
+        for tag in piece:
+            if (at := text.find(tag, at)) < 0:
+                return found / 7
+        found += 1
+    found += text.count("</step>") == text.count("</plan>")
+    found += last_boxed(text[at:]) is not None
+    return found / 7
 
 
 def stage3_reward(rollout: Scored, invalid: Invalid = "filter", span_bonus: float = 0.0) -> float:

@@ -11,7 +11,26 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from npr_lib.engine.api import EngineConfig, SamplingParams
-from npr_lib.tasks.parts.settings import Seed
+from npr_lib.tasks.parts.settings import Corpus, Seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdStart:
+    """A way into the format for a model that never writes it (`train.cold_start`): SFT, before
+    stage 1, on so many `documents`.
+
+    source: none, and nothing is done; `corpus`, written by the problem set's own templates;
+    `few_shot`, the model's own valid and right responses to `prompt`, at most one of `samples` a
+    problem; or a JSON-lines file with `problem` and `response`.
+    """
+
+    source: str = "none"
+    documents: int = 400
+    corpus: Corpus = Corpus()
+    prompt: str | dict[str, Any] = "{problem}\n"
+    samples: int = 8
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    trl: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +51,8 @@ class Reinforcement:
     max_logprob_gap: |trainer - engine| that stops it. min_kept: the share of valid responses below
     which it stops. engine_tokens: whether tokens the engine wrote are in the loss.
     resamples: how often groups of equal rewards are replaced by other problems.
+    start_check: responses that are sampled before anything is trained, to say how many are valid;
+    where none is and no reward differs, it stops there.
     """
 
     reward: str
@@ -39,6 +60,7 @@ class Reinforcement:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     validation: Validation = Validation()
     resamples: int = 0
+    start_check: int = 32
     max_flat: int = 3
     max_logprob_gap: float = 1e-3
     min_kept: float = 0.0
@@ -48,11 +70,13 @@ class Reinforcement:
 
 @dataclass(frozen=True, kw_only=True)
 class NPRZero(Reinforcement):
-    """Stage 1, DAPO (`train.dapo`)."""
+    """Stage 1, DAPO (`train.dapo`). partial_credit: an invalid response earns more the more of the
+    form it has (`rewards.progress`)."""
 
     reward: str = "npr_lib.rewards:stage1_reward"
     advantages: str = "npr_lib.train.dapo:advantages"
     resamples: int = 1
+    partial_credit: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +148,7 @@ class Profile:
     random_seed: int = 0
     engine: EngineConfig = field(default_factory=EngineConfig)
     seed: Seed = field(default_factory=Seed)
+    cold_start: ColdStart = field(default_factory=ColdStart)
     npr_zero: NPRZero = NPRZero()
     rejection: Rejection = Rejection()
     sft: SFT = SFT()

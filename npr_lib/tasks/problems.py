@@ -45,6 +45,7 @@ SHARES: dict[Split, float] = {"train": 0.65, "validation": 0.15, "test": 0.20}
 
 KINDS = {
     "parts": "npr_lib.tasks.parts.problems:load",
+    "stories": "npr_lib.tasks.stories:load",
     "reasoning-gym": "npr_lib.tasks.gym:load",
     "file": "npr_lib.tasks.rows:load_file",
     "hub": "npr_lib.tasks.rows:load_hub",
@@ -239,34 +240,45 @@ def local_files(spec: Mapping[str, Any]) -> list[Path]:
     return resolve(FILES[spec["kind"]])(spec) if spec.get("kind") in FILES else []
 
 
-# A template; or a mapping with more to say to the chat template: `template`, a `system` message,
-# and the chat template's own options (`chat`, such as enable_thinking).
+# A template; or a mapping with more to say: `template`; `turns`, problems answered before this one
+# (each a mapping of `problem` and `response`), to show how; and to a chat template a `system` message
+# and its own options (`chat`, such as enable_thinking).
 Prompt = str | Mapping[str, Any]
-PROMPT_KEYS = {"template": str, "system": str, "chat": dict}
+PROMPT_KEYS = {"template": str, "turns": list[dict[str, str]], "system": str, "chat": dict}
 
 
 def build_prompt(
     problem: Problem, prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> str:
-    r"""The prompt text: the template with `{problem}` replaced, through the chat template if any.
+    r"""The prompt text: the template with `{problem}` replaced, through the chat template if any;
+    without one, after the turns as they stand.
 
     Only `{problem}` is replaced: other braces, as in `\boxed{}`, are meant literally. ValueError
-    for a template without it, and for what a tokenizer without a chat template has no place for.
+    for a template without it, for a turn that lacks one of its two, and for what a tokenizer
+    without a chat template has no place for.
     """
     given: Mapping[str, Any] = {"template": prompt} if isinstance(prompt, str) else prompt
     template = given.get("template", "")
     if "{problem}" not in template:
         raise ValueError(f"the prompt template has no {{problem}}: {template!r}")
-    text = template.replace("{problem}", problem.problem)
+    messages = []
+    for turn in given.get("turns", ()):
+        if set(turn) != {"problem", "response"}:
+            raise ValueError(f"prompt.turns: each has `problem` and `response`, not {sorted(turn)}")
+        messages.append(("user", template.replace("{problem}", turn["problem"])))
+        messages.append(("assistant", turn["response"]))
+    messages.append(("user", template.replace("{problem}", problem.problem)))
     if tokenizer is None or not tokenizer.chat_template:
-        if more := sorted(given.keys() - {"template"}):
+        if more := sorted(given.keys() & {"system", "chat"}):
             raise ValueError(f"prompt.{more[0]} is for a chat template, which the tokenizer lacks")
-        return text
-    messages = [{"role": "user", "content": text}]
+        return "".join(text + ("\n\n" if role == "assistant" else "") for role, text in messages)
     if "system" in given:
-        messages.insert(0, {"role": "system", "content": given["system"]})
+        messages.insert(0, ("system", given["system"]))
     return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, **given.get("chat", {})
+        [{"role": role, "content": text} for role, text in messages],
+        tokenize=False,
+        add_generation_prompt=True,
+        **given.get("chat", {}),
     )
 
 

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from npr_lib.identity import resolve
+from npr_lib.profiles.sections import NPRZero
 from npr_lib.profiles.stage import Stage
+from npr_lib.rewards import stage1_reward
 from npr_lib.tasks.problems import ProblemSet
 from npr_lib.train import papo, reinforce
 from npr_lib.train.rollout import Advantages, Reward
@@ -35,6 +37,14 @@ DAPO: dict[str, Any] = {
     "beta": 0.0,
 }
 advantages = partial(papo.advantages, scale="group")
+
+
+def reward_of(section: NPRZero) -> Reward:
+    """The reward that a profile names; the stage's own with `partial_credit`."""
+    named = resolve(section.reward)
+    if named is not stage1_reward:
+        return named
+    return partial(named, partial_credit=section.partial_credit)
 
 
 def train(
@@ -53,7 +63,7 @@ def train(
     recipe = Recipe(
         section,
         "sequential",
-        reward or resolve(section.reward),
+        reward or reward_of(section),
         advantages or resolve(section.advantages),
     )
     fields = reinforce.fixed_fields("npr_zero", section, DAPO, "DAPO")

@@ -87,6 +87,8 @@ def train(
             profile.prompt,
             recipe,
         )
+        if training.resume is None and section.start_check:
+            trainer.check_start()
         log_to(trainer, training.work, name)
         checkpoints.train(trainer, training.resume)
     _gather_rollouts(training.work, stage.run_dir, name)

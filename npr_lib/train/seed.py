@@ -23,6 +23,7 @@ from npr_lib.profiles.stage import Stage
 from npr_lib.tasks import problems
 from npr_lib.tasks.parts import seed as tiny
 from npr_lib.tasks.parts.corpus import Document, corpus
+from npr_lib.train import cold_start
 from npr_lib.train.checkpoints import begin_training, finish_training
 
 
@@ -35,7 +36,9 @@ def train(stage: Stage) -> Path:
         return folder
     if "path" in profile.model:
         model, tokenizer = adopt(profile.model)
-        (training.work / "log.jsonl").write_text("")
+        (training.work / "log.jsonl").touch()
+        if profile.cold_start.source != "none":
+            cold_start.train(stage, model, tokenizer, training)
     else:
         read = documents(profile, stage.seed)
         model, tokenizer = tiny.train(profile.seed, profile.model, read, training.work, stage.seed)
@@ -44,23 +47,29 @@ def train(stage: Stage) -> Path:
     return finish_training(training, model, tokenizer, "sequential", style)
 
 
-def documents(profile: Profile, seed: int) -> Iterator[Document]:
-    """What the tiny seed reads; nothing, for a model that exists already."""
+def documents(profile: Profile, seed: int, folder: Path | None = None) -> Iterator[Document]:
+    """What the seed reads. folder: the seed's, which knows what a model that existed already has
+    read in its cold start."""
     if "path" in profile.model:
-        return iter(())
+        return iter(cold_start.documents(folder) if folder else ())
     return corpus(profile.seed.corpus, profile.problems, profile.prompt, seed)
 
 
 def _identity(profile: Profile, seed: int) -> dict[str, Any]:
-    if "path" in profile.model:
-        return {"model": profile.model, "content": model_digest(Path(profile.model["path"]))}
-    return {
-        "model": profile.model,
-        "settings": asdict(profile.seed),
+    adopted = "path" in profile.model
+    found: dict[str, Any] = {"model": profile.model}
+    if adopted:
+        found["content"] = model_digest(Path(profile.model["path"]))
+        if profile.cold_start.source == "none":
+            return found
+        found["files"] = cold_start.files(profile)
+    module = "npr_lib.train.cold_start" if adopted else "npr_lib.tasks.parts.seed"
+    return found | {
+        "settings": asdict(profile.cold_start if adopted else profile.seed),
         "task": {"problems": profile.problems, "prompt": profile.prompt},
         "kind": problems.identity(profile.problems),
         "seed": seed,
-        "code": closure("npr_lib.tasks.parts.seed", "npr_lib.tasks.parts.corpus"),
+        "code": closure(module, "npr_lib.tasks.parts.corpus"),
     }
 
 

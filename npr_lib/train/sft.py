@@ -12,7 +12,7 @@ a loss on every completion token, since it must write those itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,11 @@ def example(
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Rows padded on the right, with the positions and the visibility of their layouts."""
+    """Rows padded on the right, with the positions and the visibility of their layouts. tags: for
+    parallel ones."""
 
     pad_id: int
-    tags: TagIds
+    tags: TagIds | None
     mode: Mode
     writes: StyleIds = COMPACT_IDS
 
@@ -89,13 +90,30 @@ class Collator:
         }
 
     def _layout(self, row: dict[str, Any]) -> Layout:
-        if self.mode == "sequential":
+        if self.tags is None or self.mode == "sequential":
             return causal_layout(len(row["input_ids"]), row["prompt_len"])
         return layout(row["input_ids"], self.tags, row["prompt_len"], self.writes)
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, width: int) -> torch.Tensor:
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def arguments(fields: Mapping[str, Any], folder: Path, seed: int) -> SFTConfig:
+    """TRL's arguments with those of a profile; the rows come from `Collator`."""
+    return SFTConfig(
+        **{
+            **DEFAULTS,
+            "lr_scheduler_type": "cosine",
+            "save_steps": 100,
+            **fields,
+            "output_dir": str(folder),
+            "seed": seed,
+            "max_length": None,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "remove_unused_columns": False,
+        }
+    )
 
 
 def train(stage: Stage, mode: Mode = "parallel") -> Path:
@@ -125,19 +143,7 @@ def train(stage: Stage, mode: Mode = "parallel") -> Path:
     style = style_for(tokenizer, stage.profile.engine)
     use_npr_attention(model)
     examples = [example(prompt_ids, text, tokenizer, mode, style) for prompt_ids, text in rows]
-    args = SFTConfig(
-        **{
-            **DEFAULTS,
-            "lr_scheduler_type": "cosine",
-            "save_steps": 100,
-            **settings.trl,
-            "output_dir": str(training.work),
-            "seed": stage.seed,
-            "max_length": None,
-            "dataset_kwargs": {"skip_prepare_dataset": True},
-            "remove_unused_columns": False,
-        }
-    )
+    args = arguments(settings.trl, training.work, stage.seed)
     writes = StyleIds.from_tokenizer(tokenizer, style)
     trainer = SFTTrainer(
         model=model,

@@ -129,6 +129,30 @@ class RolloutTrainer(GRPOTrainer):
                     groups[i] = group
         return [rollout for group in groups for rollout in group]
 
+    def check_start(self) -> None:
+        """Sample some responses before anything is trained, and say how they are.
+
+        Raises:
+            TrainingStoppedError: none is valid and no group has different rewards.
+        """
+        asked = max(1, self.settings.start_check // self.num_generations)
+        self.engine.weights_changed()
+        groups = self._groups(self.prompts[:asked], attempt=0)
+        batch = [rollout for group in groups for rollout in group]
+        valid, varied = sum(r.format_reward == 0 for r in batch), sum(not _equal(g) for g in groups)
+        told = (
+            f"{valid} of {len(batch)} responses are valid, {sum(r.correct for r in batch)} right; "
+            f"{varied} of {len(groups)} groups have different rewards"
+        )
+        if self.accelerator.is_main_process:
+            print(f"before training: {told}")
+        if not valid and not varied:
+            raise TrainingStoppedError(
+                f"before training: {told}: this reward can't vary, so nothing could be learnt. Show "
+                "the format in the prompt (prompt.system, prompt.turns), begin with a cold start "
+                "(cold_start.source), or reward what comes near it (npr_zero.partial_credit)"
+            )
+
     def _groups(self, prompts: Sequence[str], attempt: int) -> list[list[Rollout]]:
         size = self.num_generations
         seed = mix(self.args.seed, self.state.global_step, attempt)

@@ -1,4 +1,5 @@
-"""What the tiny seed model reads: responses of mixed quality to "parts" problems.
+"""What a seed model reads: responses of mixed quality to problems of parts, as their kind writes
+them (`Writing`; here for "parts", in `npr_lib.tasks.stories` for word problems).
 
 The corpus is meant to be uneven: the pieces are right, the way they are put together is as often
 bad as good, so that there is something to decide and something to gain.
@@ -29,14 +30,41 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from npr_lib.identity import resolve
 from npr_lib.tasks.parts.settings import Corpus
 from npr_lib.tasks.parts.task import Parts, parent, ready, values
-from npr_lib.tasks.problems import Prompt, build_prompt, load_problems
+from npr_lib.tasks.problems import Problem, Prompt, build_prompt, load_problems
+
+if TYPE_CHECKING:  # slow to import
+    from transformers import PreTrainedTokenizerBase
 
 KINDS = ("valid", "malformed", "plain", "drill")
 Known = dict[str, int | None]  # label -> the value written for it; None: "?"
+# Kinds of problems whose responses can be written: what gives a problem's `Writing`.
+WRITINGS = {"parts": f"{__name__}:toy", "stories": "npr_lib.tasks.stories:writing"}
+
+
+class Writing(Protocol):
+    """How the pieces of a response to one problem are written. Labels name parts."""
+
+    def plan(self, labels: Sequence[str]) -> str:
+        """The text of a plan on these parts."""
+
+    def step(
+        self, labels: Sequence[str], parts: Parts, known: Known, careless: float, draw: random.Random
+    ) -> tuple[str, Known]:
+        """The text of a step on these parts, and the values it comes to, given those in sight."""
+
+    def takeaway(self, found: Known) -> str:
+        """The values that the steps of a block came to."""
+
+    def plain(self, steps: Sequence[str]) -> str:
+        """Steps without tags."""
+
+    def answer(self, parts: Parts, known: Known, boxed: bool) -> str:
+        """What ends a response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +81,34 @@ class Document:
 
 
 def corpus(
-    settings: Corpus, problems: Mapping[str, Any], prompt: Prompt, seed: int
+    settings: Corpus,
+    problems: Mapping[str, Any],
+    prompt: Prompt,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[Document]:
     """Documents without end, over training problems only; a function of its arguments.
 
     Args:
-        problems: a profile's section; of kind "parts", else ValueError.
+        problems: a profile's section; of a kind in `WRITINGS`, else ValueError.
         prompt: the template.
+        tokenizer: for its chat template.
     """
-    if problems.get("kind") != "parts":
-        raise ValueError("the seed corpus is written for problems of kind 'parts' only")
+    if problems.get("kind") not in WRITINGS:
+        known = ", ".join(WRITINGS)
+        raise ValueError(f"nobody can write responses to {problems.get('kind')!r}, only to {known}")
+    writing_of = resolve(WRITINGS[problems["kind"]])
     chosen = load_problems({**problems, "train": settings.problems}, "train", seed)
-    prompts = [build_prompt(problem, prompt) for problem in chosen]
+    prompts = [build_prompt(problem, prompt, tokenizer) for problem in chosen]
     draw = random.Random(seed)
     shares = [getattr(settings, kind) for kind in KINDS]
     while True:
         i = draw.randrange(len(chosen))
         kind = draw.choices(KINDS, shares)[0]
-        parts = chosen[i].meta["parts"]
+        parts, writing = chosen[i].meta["parts"], writing_of(chosen[i])
         if kind == "drill":
-            pieces = _drill(parts, plan_blocks(parts, 0.0, 0.8, draw), settings.careless, draw)
+            blocks = plan_blocks(parts, 0.0, 0.8, draw)
+            pieces = _drill(writing, parts, blocks, settings.careless, draw)
         else:
             wide = 0.5 if kind == "valid" else settings.wide
             blocks = plan_blocks(parts, wide, settings.split, draw)
@@ -80,7 +116,7 @@ def corpus(
                 alone = all(len(plans) == 1 for plans in blocks)
                 names = [k for k in MALFORMATIONS if not (alone and k in NEED_TWO_STEPS)]
                 kind = draw.choice(names)
-            response = _response(kind, parts, blocks, settings.careless, draw)
+            response = _response(kind, writing, parts, blocks, settings.careless, draw)
             pieces = ((response, True),)
             if kind == "valid" and (first := len(ready(parts, set()))) < len(parts):
                 chance = settings.wide if len(blocks) == 1 else 1 - settings.wide
@@ -124,44 +160,60 @@ def _groups(labels: list[str], draw: random.Random, split: float) -> list[list[s
 # ---------------------------------------------------------------- what is written
 
 
-def write_step(
-    labels: Sequence[str], parts: Parts, known: Known, careless: float, draw: random.Random
-) -> tuple[str, Known]:
-    """The text of a step on these parts, and the values it comes to, given those in sight."""
-    found: Known = {}
-    lines = []
-    for label in labels:
-        above = parent(parts[label])
-        start = parts[label][0] if above is None else (known | found).get(above)
-        line = f"{label}={parts[label]}"
-        if start is None:
-            found[label], line = None, f"{line}=?"
-        else:
-            resolved = f"{start}{parts[label][1:]}"
-            running = values(resolved)
-            line += "" if above is None else f"={resolved}"
-            for i, value in enumerate(running[1:-1], start=1):
-                line += f"={value}{resolved[2 * i + 1 :]}"
-            alone = len(labels) == 1
-            forgets = not alone and resolved[-2] == "-" and draw.random() < careless
-            found[label] = running[-2] if forgets else running[-1]
-            line += f"{'=' if alone else '~'}{found[label]}"
-        lines.append(line)
-    return ",".join(lines), found
+class Toy:
+    """The writing of "parts": terse, every intermediate value of a part that stands alone."""
+
+    def plan(self, labels: Sequence[str]) -> str:
+        return ",".join(labels)
+
+    def step(
+        self, labels: Sequence[str], parts: Parts, known: Known, careless: float, draw: random.Random
+    ) -> tuple[str, Known]:
+        found: Known = {}
+        lines = []
+        for label in labels:
+            above = parent(parts[label])
+            start = parts[label][0] if above is None else (known | found).get(above)
+            line = f"{label}={parts[label]}"
+            if start is None:
+                found[label], line = None, f"{line}=?"
+            else:
+                resolved = f"{start}{parts[label][1:]}"
+                running = values(resolved)
+                line += "" if above is None else f"={resolved}"
+                for i, value in enumerate(running[1:-1], start=1):
+                    line += f"={value}{resolved[2 * i + 1 :]}"
+                alone = len(labels) == 1
+                forgets = not alone and resolved[-2] == "-" and draw.random() < careless
+                found[label] = running[-2] if forgets else running[-1]
+                line += f"{'=' if alone else '~'}{found[label]}"
+            lines.append(line)
+        return ",".join(lines), found
+
+    def takeaway(self, found: Known) -> str:
+        return ",".join(f"{label}={'?' if v is None else v}" for label, v in found.items())
+
+    def plain(self, steps: Sequence[str]) -> str:
+        return f"{','.join(steps)};"
+
+    def answer(self, parts: Parts, known: Known, boxed: bool) -> str:
+        text = ",".join("?" if known.get(p) is None else str(known[p]) for p in parts)
+        return f"\\boxed{{{text}}}" if boxed else text
 
 
-def write_values(found: Known) -> str:
-    """The values that steps came to: "B=3,C=8"."""
-    return ",".join(f"{label}={'?' if v is None else v}" for label, v in found.items())
+def toy(problem: Problem) -> Writing:
+    return Toy()
 
 
-def guideline(plans: Sequence[Sequence[str]]) -> str:
+def guideline(writing: Writing, plans: Sequence[Sequence[str]]) -> str:
     """The guideline with these labels in its plans."""
-    inner = "".join(f"<plan>{i}:{','.join(p)}</plan>" for i, p in enumerate(plans, start=1))
+    texts = [writing.plan(labels) for labels in plans]
+    inner = "".join(f"<plan>{i}:{text}</plan>" for i, text in enumerate(texts, start=1))
     return f"<guideline>{inner}</guideline>"
 
 
 def _write_steps(
+    writing: Writing,
     plans: Sequence[Sequence[str]],
     parts: Parts,
     known: Known,
@@ -172,22 +224,31 @@ def _write_steps(
     steps: list[str] = []
     found: Known = {}
     for labels in plans:
-        step, come_to = write_step(labels, parts, known | found, careless, draw)
+        step, come_to = writing.step(labels, parts, known | found, careless, draw)
         steps.append(step)
         found |= come_to
     return steps, found
 
 
 def _block(
-    plans: Sequence[Sequence[str]], order: Sequence[int], steps: Sequence[str], found: Known
+    writing: Writing,
+    plans: Sequence[Sequence[str]],
+    order: Sequence[int],
+    steps: Sequence[str],
+    found: Known,
 ) -> str:
     """A block with these plans, and the steps of those in `order`."""
     written = "".join(f"<step>{i + 1}:{s}</step>" for i, s in zip(order, steps, strict=True))
-    return f"{guideline(plans)}{written}<takeaway>{write_values(found)}</takeaway>"
+    return f"{guideline(writing, plans)}{written}<takeaway>{writing.takeaway(found)}</takeaway>"
 
 
 def _response(
-    kind: str, parts: Parts, blocks: list[list[list[str]]], careless: float, draw: random.Random
+    kind: str,
+    writing: Writing,
+    parts: Parts,
+    blocks: list[list[list[str]]],
+    careless: float,
+    draw: random.Random,
 ) -> str:
     """A whole response, decoded one token after the other: every earlier value is in sight."""
     least = 2 if kind in NEED_TWO_STEPS else 1
@@ -198,15 +259,15 @@ def _response(
         order = list(range(len(plans)))
         if number == spoilt:
             order = _reorder(kind, order, draw)
-        steps, found = _write_steps([plans[i] for i in order], parts, known, careless, draw)
+        asked = [plans[i] for i in order]
+        steps, found = _write_steps(writing, asked, parts, known, careless, draw)
         known |= found
         if kind == "plain":
-            text += f"{','.join(steps)};"
+            text += writing.plain(steps)
             continue
-        block = _block(plans, order, steps, found)
+        block = _block(writing, plans, order, steps, found)
         text += MALFORMATIONS.get(kind, _keep)(block) if number == spoilt else block
-    answer = ",".join("?" if known.get(p) is None else str(known[p]) for p in parts)
-    return text + (answer if kind == "no box" else f"\\boxed{{{answer}}}")
+    return text + writing.answer(parts, known, boxed=kind != "no box")
 
 
 def _decided(response: str, first: int, trained: bool) -> tuple[tuple[str, bool], ...]:
@@ -216,20 +277,25 @@ def _decided(response: str, first: int, trained: bool) -> tuple[tuple[str, bool]
 
 
 def _drill(
-    parts: Parts, blocks: list[list[list[str]]], careless: float, draw: random.Random
+    writing: Writing,
+    parts: Parts,
+    blocks: list[list[list[str]]],
+    careless: float,
+    draw: random.Random,
 ) -> tuple[tuple[str, bool], ...]:
     """(what is given, what is trained): one step of the last of some of the blocks."""
     blocks = blocks[: draw.randrange(len(blocks)) + 1]
     known: Known = {}
     given = ""
     for plans in blocks[:-1]:
-        steps, found = _write_steps(plans, parts, known, careless, draw)
+        steps, found = _write_steps(writing, plans, parts, known, careless, draw)
         known |= found
-        given += _block(plans, range(len(plans)), steps, found)
+        given += _block(writing, plans, range(len(plans)), steps, found)
     plans = draw.sample(blocks[-1], len(blocks[-1]))
     i = draw.randrange(len(plans))
-    step, _ = write_step(plans[i], parts, known, careless, draw)
-    return (f"{given}{guideline(plans)}<step>{i + 1}:", False), (f"{step}</step>", True)
+    step, _ = writing.step(plans[i], parts, known, careless, draw)
+    head = f"{given}{guideline(writing, plans)}<step>{i + 1}:"
+    return (head, False), (f"{step}</step>", True)
 
 
 def _reorder(kind: str, order: list[int], draw: random.Random) -> list[int]:
