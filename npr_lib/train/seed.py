@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-
-from npr_lib import WorkbenchError
-from npr_lib.engine.checkpoint import check_precision, style_for
+from npr_lib.engine.checkpoint import style_for
 from npr_lib.files import model_digest
 from npr_lib.identity import closure
 from npr_lib.profiles.sections import Profile
@@ -23,6 +15,7 @@ from npr_lib.profiles.stage import Stage
 from npr_lib.tasks import problems
 from npr_lib.tasks.parts import seed as tiny
 from npr_lib.tasks.parts.corpus import Document, corpus
+from npr_lib.train.adopt import adopt
 from npr_lib.train.checkpoints import begin_training, finish_training
 
 
@@ -53,7 +46,11 @@ def documents(profile: Profile, seed: int) -> Iterator[Document]:
 
 def _identity(profile: Profile, seed: int) -> dict[str, Any]:
     if "path" in profile.model:
-        return {"model": profile.model, "content": model_digest(Path(profile.model["path"]))}
+        return {
+            "model": profile.model,
+            "content": model_digest(Path(profile.model["path"])),
+            "code": closure("npr_lib.train.adopt"),
+        }
     return {
         "model": profile.model,
         "settings": asdict(profile.seed),
@@ -62,29 +59,3 @@ def _identity(profile: Profile, seed: int) -> dict[str, Any]:
         "seed": seed,
         "code": closure("npr_lib.tasks.parts.seed", "npr_lib.tasks.parts.corpus"),
     }
-
-
-def adopt(
-    fields: Mapping[str, Any],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An existing causal LM and its tokenizer, its weights in float32.
-
-    `fields["path"]`: a Hugging Face folder or hub id; further fields go to `from_pretrained`
-    (`gguf_file`, ...). WorkbenchError if it can't be loaded, or in a `dtype` too narrow to train.
-    Its tags are ordinary text until stage 2 makes them tokens. Whatever it was trained for, as the
-    seed it decodes sequentially.
-    """
-    path, options = fields["path"], {k: v for k, v in fields.items() if k != "path"}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, **{k: v for k, v in options.items() if k == "gguf_file"}
-        )
-        # by default it would be loaded as it is stored, mostly in bfloat16
-        model = AutoModelForCausalLM.from_pretrained(path, **{"dtype": "float32", **options})
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise WorkbenchError(f"model.path = {path} can't be loaded: {reason}") from error
-    check_precision(model, f"model.path = {path}")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
