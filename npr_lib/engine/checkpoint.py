@@ -31,6 +31,13 @@ def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokeni
     return model, AutoTokenizer.from_pretrained(path)
 
 
+def eos_ids(model: PreTrainedModel) -> frozenset[int]:
+    """The ids that end a response by the model's generation config, one or a list of them."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in ids if i is not None)
+
+
 def check_model(path: Path | str) -> None:
     if not (Path(path) / "config.json").is_file():
         raise WorkbenchError(f"{path} is not a model folder: it has no config.json")

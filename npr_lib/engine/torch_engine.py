@@ -30,7 +30,7 @@ from npr_lib.engine.api import EngineConfig, EngineStats, Event, Finish, Prefix,
 from npr_lib.engine.arguments import best, forced, read_call, replayed
 from npr_lib.engine.attention import use_npr_attention
 from npr_lib.engine.branch import Branch, Call, Grammar, Response
-from npr_lib.engine.checkpoint import style_for
+from npr_lib.engine.checkpoint import eos_ids, style_for
 from npr_lib.engine.forward import choose, fitting_threads, forward, matrix_size, name_response
 from npr_lib.engine.kv import KVPool
 from npr_lib.engine.record import trajectory as record
@@ -68,7 +68,7 @@ class TorchEngine:
         self.stats = EngineStats()
         self.scheduler = Scheduler(self.kv, self.config, self.stats)
         self.context = shape.max_position_embeddings
-        self._eos_ids = _eos_ids(model, tokenizer)
+        self._eos_ids = eos_ids(model) | {tokenizer.eos_token_id} - {None}
         self._matrix_size = matrix_size(model)
         self._calls = 0
         self._events: list[Event] = []  # of the present step
@@ -401,10 +401,3 @@ class TorchEngine:
             self.scheduler.finish(request)
             self.stats.responses += 1
             response.emit(Finish, response.root, request.trajectory)
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that end a response: the tokenizer's EOS and those of the generation config."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = [tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
-    return frozenset(i for i in ids if i is not None)

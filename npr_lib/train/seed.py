@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-
-from npr_lib import WorkbenchError
-from npr_lib.engine.checkpoint import check_precision, style_for
+from npr_lib.engine.checkpoint import style_for
 from npr_lib.files import model_digest
 from npr_lib.identity import closure
 from npr_lib.profiles.sections import Profile
@@ -24,6 +16,7 @@ from npr_lib.tasks import problems
 from npr_lib.tasks.parts import seed as tiny
 from npr_lib.tasks.parts.corpus import Document, corpus
 from npr_lib.train import cold_start
+from npr_lib.train.adopt import adopt, located
 from npr_lib.train.checkpoints import begin_training, finish_training
 
 
@@ -56,44 +49,19 @@ def documents(profile: Profile, seed: int, folder: Path | None = None) -> Iterat
 
 
 def _identity(profile: Profile, seed: int) -> dict[str, Any]:
-    adopted = "path" in profile.model
     found: dict[str, Any] = {"model": profile.model}
-    if adopted:
-        found["content"] = model_digest(Path(profile.model["path"]))
+    modules, settings = ["npr_lib.tasks.parts.seed"], asdict(profile.seed)
+    if "path" in profile.model:
+        found["content"] = model_digest(Path(located(profile.model["path"])))
         if profile.cold_start.source == "none":
-            return found
+            return found | {"code": closure("npr_lib.train.adopt")}
         found["files"] = cold_start.files(profile)
-    module = "npr_lib.train.cold_start" if adopted else "npr_lib.tasks.parts.seed"
+        modules = ["npr_lib.train.adopt", "npr_lib.train.cold_start"]
+        settings = asdict(profile.cold_start)
     return found | {
-        "settings": asdict(profile.cold_start if adopted else profile.seed),
+        "settings": settings,
         "task": {"problems": profile.problems, "prompt": profile.prompt},
         "kind": problems.identity(profile.problems),
         "seed": seed,
-        "code": closure(module, "npr_lib.tasks.parts.corpus"),
+        "code": closure(*modules, "npr_lib.tasks.parts.corpus"),
     }
-
-
-def adopt(
-    fields: Mapping[str, Any],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An existing causal LM and its tokenizer, its weights in float32.
-
-    `fields["path"]`: a Hugging Face folder or hub id; further fields go to `from_pretrained`
-    (`gguf_file`, ...). WorkbenchError if it can't be loaded, or in a `dtype` too narrow to train.
-    Its tags are ordinary text until stage 2 makes them tokens. Whatever it was trained for, as the
-    seed it decodes sequentially.
-    """
-    path, options = fields["path"], {k: v for k, v in fields.items() if k != "path"}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, **{k: v for k, v in options.items() if k == "gguf_file"}
-        )
-        # by default it would be loaded as it is stored, mostly in bfloat16
-        model = AutoModelForCausalLM.from_pretrained(path, **{"dtype": "float32", **options})
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise WorkbenchError(f"model.path = {path} can't be loaded: {reason}") from error
-    check_precision(model, f"model.path = {path}")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer

