@@ -65,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only say which stages would run, and why",
     )
+    run.add_argument(
+        "--smoke",
+        action="store_true",
+        help="the profile's smallest sizes, to see that all of it works",
+    )
     run.set_defaults(command=_run)
 
     report = commands.add_parser("report", help="write the HTML pages and index of a run anew")
@@ -227,7 +232,12 @@ def _run(options: argparse.Namespace) -> None:
     from npr_lib.workbench import pipeline  # heavy imports stay out of --help
 
     run_dir = pipeline.run(
-        options.profile, options.run, options.from_stage, options.overrides, dry=options.dry_run
+        options.profile,
+        options.run,
+        options.from_stage,
+        options.overrides,
+        smoke=options.smoke,
+        dry=options.dry_run,
     )
     if not options.dry_run:
         print(relative(run_dir / "index.html"))

@@ -96,17 +96,19 @@ def stage1_reward(rollout: Scored, partial_credit: bool = False) -> float:
     """NPR-Zero: the format first, then accuracy.
 
     A beginner breaks so much that r_f is -2 whatever it tries, prose as well as a block in which
-    only the indices are wrong: nothing to reinforce. `partial_credit` makes half of an invalid
-    response's reward what is there already (`progress`), in [-2, 0), the other half r_f.
+    only the indices are wrong: nothing to reinforce. With `partial_credit` half of an invalid
+    response's reward is r_f, half what is there already (`progress`), in [-2, 0). Without any of
+    the form it is -2: a box alone, which r_f has something for, would be learnt before the tags.
     """
     if rollout.format_reward < 0:
         if not partial_credit:
             return rollout.format_reward
-        return (rollout.format_reward - 2 + 2 * progress(rollout.trajectory.text)) / 2
+        there = progress(rollout.trajectory.text)
+        return (rollout.format_reward - 2 + 2 * there) / 2 if there else LOWEST_FORMAT_REWARD
     return 1.0 if rollout.correct else -1.0
 
 
-_FIRST_BLOCK = (
+_FORM = (
     ("<guideline>",),
     ("<plan>", "</plan>"),
     ("</guideline>",),
@@ -116,16 +118,19 @@ _FIRST_BLOCK = (
 
 
 def progress(text: str) -> float:
-    r"""How much of a response's form is there, in [0, 1]: an opened guideline, a plan in it, its
-    end, a step, a takeaway, each after the one before; then as many steps as plans, and a box."""
+    r"""How much of a response's form is there, in sevenths: an opened guideline, a plan, the end of
+    the guideline, a step, a takeaway, each after those before; and where any is, as many steps as
+    plans, and a box."""
     at = found = 0
-    for piece in _FIRST_BLOCK:
-        for tag in piece:
-            if (at := text.find(tag, at)) < 0:
-                return found / 7
-        found += 1
-    found += text.count("</step>") == text.count("</plan>")
-    found += last_boxed(text[at:]) is not None
+    for tags in _FORM:
+        end = at
+        for tag in tags:
+            end = text.find(tag, end) if end >= 0 else -1
+        if end >= 0:
+            at, found = end, found + 1
+    if found:
+        found += text.count("</step>") == text.count("</plan>") > 0
+        found += last_boxed(text[at:]) is not None
     return found / 7
 
 

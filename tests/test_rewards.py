@@ -18,6 +18,7 @@ from npr_lib.rewards import (
     PER_ITEM,
     accuracy_reward,
     format_reward,
+    progress,
     stage1_reward,
     stage3_reward,
 )
@@ -143,6 +144,33 @@ def test_stage_rewards() -> None:
     assert stage3_reward(rollout(-0.2, True), invalid="penalize") == -1
     with pytest.raises(ValueError, match="invalid must be"):
         stage3_reward(rollout(0.0, True), invalid="ignore")
+
+
+def test_partial_credit_ranks_what_a_beginner_tries() -> None:
+    """(r_f - 2 + 2 p) / 2 with p the sevenths of the form that are there; valid ones as ever."""
+    dotted = VALID.replace("1:", "1.").replace("2:", "2.")
+    tries = {
+        "prose": 0,
+        f"prose {ANSWER}": 0,
+        "<guideline><plan>1:a": 1,
+        "<guideline><plan>1:a</plan><plan>2:b</plan></guideline>": 3,
+        "<guideline><plan>1:a</plan></guideline><step>1:c</step>": 5,
+        dotted: 7,
+    }
+    earned = []
+    for text, sevenths in tries.items():
+        assert progress(text) == pytest.approx(sevenths / 7), text
+        r_f = format_reward(text)
+        tried = SimpleNamespace(
+            trajectory=SimpleNamespace(text=text), format_reward=r_f, correct=True
+        )
+        assert stage1_reward(tried) == r_f < 0
+        earned.append(stage1_reward(tried, partial_credit=True))
+        expected = (r_f - 2 + 2 * sevenths / 7) / 2 if sevenths else -2
+        assert earned[-1] == pytest.approx(expected)
+    assert earned == sorted(earned) and len(set(earned)) == len(earned) - 1  # prose, prose
+    assert stage1_reward(rollout(0.0, True), partial_credit=True) == 1
+    assert stage1_reward(rollout(0.0, False), partial_credit=True) == -1
 
 
 def test_the_span_bonus_is_for_right_answers_with_a_short_span() -> None:

@@ -52,12 +52,15 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load_profile(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Profile:
+def load_profile(
+    name_or_path: str | Path, overrides: Iterable[str] = (), smoke: bool = False
+) -> Profile:
     """Read a profile and apply overrides.
 
     Args:
         name_or_path: a name such as `tiny`, or the path of a YAML file.
         overrides: `KEY=VALUE` with dotted keys; the value is read as YAML.
+        smoke: apply the profile's own overrides for its smallest sizes first.
 
     Raises:
         ProfileError: the profile or a key does not exist, or a value is not of its type.
@@ -69,6 +72,10 @@ def load_profile(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Pro
         raise ProfileError(f"profile {path} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(given, dict):
         raise ProfileError(f"profile {path} is not a mapping of sections")
+    if smoke:
+        if not given.get("smoke"):
+            raise ProfileError(f"profile {name_or_path} has no sizes for --smoke (section smoke)")
+        overrides = [*given["smoke"], *overrides]
     return make_profile(given, overrides, f"profile {name_or_path}")
 
 

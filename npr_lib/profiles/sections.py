@@ -26,7 +26,7 @@ class ColdStart:
 
     source: str = "none"
     documents: int = 400
-    corpus: Corpus = Corpus()
+    corpus: Corpus = field(default_factory=Corpus)
     prompt: str | dict[str, Any] = "{problem}\n"
     samples: int = 8
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -138,6 +138,7 @@ class Profile:
     model: the fields of Qwen3Config for a model that is made here; or `path` of one that exists,
     with further arguments of `from_pretrained`. prompt: goes through the chat template, if any;
     with a system message or options for that a mapping of `tasks.problems.PROMPT_KEYS`.
+    smoke: overrides, `KEY=VALUE`, for the smallest sizes (`run --smoke`).
     notebooks: more stages than those of the folder, by their paths. own: whatever one's own
     notebooks read.
     """
@@ -154,5 +155,6 @@ class Profile:
     sft: SFT = SFT()
     npr: NPR = NPR()
     evaluation: Evaluation = Evaluation()
+    smoke: tuple[str, ...] = ()
     notebooks: tuple[str, ...] = ()
     own: dict[str, Any] = field(default_factory=dict)

@@ -240,9 +240,9 @@ def local_files(spec: Mapping[str, Any]) -> list[Path]:
     return resolve(FILES[spec["kind"]])(spec) if spec.get("kind") in FILES else []
 
 
-# A template; or a mapping with more to say: `template`; `turns`, problems answered before this one
-# (each a mapping of `problem` and `response`), to show how; and to a chat template a `system` message
-# and its own options (`chat`, such as enable_thinking).
+# A template; or a mapping with more to say: `template`; `turns`, problems answered before this one,
+# to show how (each a mapping of `problem` and `response`); and to a chat template a `system`
+# message and its own options (`chat`, such as enable_thinking).
 Prompt = str | Mapping[str, Any]
 PROMPT_KEYS = {"template": str, "turns": list[dict[str, str]], "system": str, "chat": dict}
 

@@ -8,8 +8,8 @@ parents are used): who has so many more than somebody else needs that one's numb
 and deep both occur. A share `legs` of the problems are reasoning-gym's `leg_counting`, a part an
 animal, all independent. The answer is the sum.
 
-The *resolved* text of a part ("3*4", "9+5", "7 crickets") belongs to one split: no stage trains on a
-piece of arithmetic that a test problem asks for.
+The *resolved* text of a part ("3*4", "9+5", "7 crickets") belongs to one split: no stage trains on
+a piece of arithmetic that a test problem asks for.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from npr_lib.tasks.parts.corpus import Known
+from npr_lib.tasks.parts.divisions import Reading
 from npr_lib.tasks.parts.task import LABELS, Parts, parent
 from npr_lib.tasks.problems import (
     SHARES,
@@ -33,10 +34,16 @@ from npr_lib.tasks.problems import (
     text_id,
 )
 
-NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ida Jon Kim Leo Mia Nora Otto Pia Rui Sam Tess Uma".split()
-OBJECTS = "apples beads books cards coins eggs keys nuts pens shells stamps stones".split()
-HOLDERS = "bags boxes jars nests piles rows".split()
-LARGEST = 40  # value of a part
+NAMES = (
+    *("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ida", "Jon"),
+    *("Kim", "Leo", "Mia", "Nora", "Otto", "Pia", "Rui", "Sam", "Tess", "Uma"),
+)
+OBJECTS = (
+    *("apples", "beads", "books", "cards", "coins", "eggs"),
+    *("keys", "nuts", "pens", "shells", "stamps", "stones"),
+)
+HOLDERS = ("bags", "boxes", "jars", "nests", "piles", "rows")
+LARGEST = 20  # value of a part
 MORE, TIMES = range(2, 10), range(2, 10)
 COMPARED = {"+": "{n} {things} more than {above}", "-": "{n} {things} fewer than {above}"}
 GAINS, LOSSES = ("found {n} more", "bought {n} more"), ("gave {n} away", "lost {n}")
@@ -69,7 +76,9 @@ def load(
             problem = next(animals)
         else:
             chance = dependent if draw.random() < linked else 0.0
-            problem = _story(_pool(split, owned), draw.randint(fewest, most), chance, shuffled, draw)
+            problem = _story(
+                _pool(split, owned), draw.randint(fewest, most), chance, shuffled, draw
+            )
         problems.setdefault(problem.id, problem)
     return ProblemSet(problems.values())
 
@@ -139,7 +148,7 @@ def _leg_counting(split: Split, seed: int, fewest: int, most: int, shares: dict[
     from reasoning_gym import create_dataset
     from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
-    sizes = {"min_animals": fewest, "max_animals": most, "min_instances": 2, "max_instances": 9}
+    sizes = {"min_animals": fewest, "max_animals": most, "min_instances": 2, "max_instances": 6}
     for chunk in range(2**31):
         source = number("legs", split, seed, chunk) % 2**31
         for entry in create_dataset("leg_counting", seed=source, size=1000, **sizes):
@@ -153,6 +162,58 @@ def _leg_counting(split: Split, seed: int, fewest: int, most: int, shares: dict[
                 text = entry["question"].strip().split("\n")[-1]
                 meta = {"parts": parts, "who": who, "of": "legs"}
                 yield Problem(text_id("legs", text), text, entry["answer"], meta)
+
+
+# A sentence, with the signs of what it says
+_SENTENCES = {
+    rf"(?P<who>\w+) has (?P<a>\d+) (?:{'|'.join(HOLDERS)}) of (?P<b>\d+) \w+\.": "*",
+    r"(?P<who>\w+) had (?P<a>\d+) \w+ and (?:found|bought) (?P<b>\d+) more\.": "+",
+    r"(?P<who>\w+) had (?P<a>\d+) \w+ and (?:gave|lost) (?P<b>\d+)(?: away)?\.": "-",
+    r"(?P<who>\w+) has (?P<b>\d+) \w+ more than (?P<a>\w+)\.": "+",
+    r"(?P<who>\w+) has (?P<b>\d+) \w+ fewer than (?P<a>\w+)\.": "-",
+    r"(?P<a>\d+) (?P<who>[a-z ]+)(?=[,?])": "legs",
+}
+
+
+def read(problem: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The parts of a problem's text, and whose they are, as in its `meta`. ValueError for any other
+    text."""
+    found = [
+        (match.start(), match["who"], match["a"], sign, match["b"] if sign != "legs" else "")
+        for pattern, sign in _SENTENCES.items()
+        for match in re.finditer(pattern, problem)
+    ]
+    found.sort()
+    who = {label: item[1] for label, item in zip(LABELS, found, strict=False)}
+    label_of = {name: label for label, name in who.items()}
+    parts = {}
+    for label, (_, name, a, sign, b) in zip(LABELS, found, strict=False):
+        if sign == "legs":
+            parts[label] = f"{a}*{_legs(name)}"
+        else:
+            parts[label] = f"{label_of.get(a, a)}{sign}{b}"
+    if not parts:
+        raise ValueError(f"not a problem of kind 'stories': {problem!r}")
+    return parts, who
+
+
+def reading(problem: str) -> Reading:
+    """How responses to a problem of this kind are read (`tasks.parts.divisions`)."""
+    parts, who = read(problem)
+    label_of = {name: label for label, name in who.items()}
+    names = "|".join(sorted(map(re.escape, label_of), key=len, reverse=True))
+    begins = re.compile(rf"({names}) (?:has |have )?[\d?]")
+    return Reading(
+        parts,
+        lambda plan: [label_of.get(name, name) for name in plan.strip().split(" and ")],
+        lambda step: [label_of[name] for name in begins.findall(step)],
+    )
+
+
+def _legs(animals: str) -> int:
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+    return ANIMALS[animals.removesuffix("s")]
 
 
 # ---------------------------------------------------------------- how it is answered
@@ -171,7 +232,12 @@ class Story:
         return " " + " and ".join(self.who[label] for label in labels)
 
     def step(
-        self, labels: Sequence[str], parts: Parts, known: Known, careless: float, draw: random.Random
+        self,
+        labels: Sequence[str],
+        parts: Parts,
+        known: Known,
+        careless: float,
+        draw: random.Random,
     ) -> tuple[str, Known]:
         found: Known = {}
         for label in labels:

@@ -24,9 +24,9 @@ _SAID = "@said@"  # an assistant's turn, to be found again in what the template 
 def adopt(fields: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An existing causal LM and its tokenizer, its weights in float32.
 
-    `fields["path"]`: a Hugging Face folder, a hub id, or `package:NAME`, an installed Python package
-    that ships weights; `eos_token`: what alone ends a response, in
-    the place of what is found; further fields go to `from_pretrained` (`gguf_file`, ...).
+    `fields["path"]`: a Hugging Face folder, a hub id, or `package:NAME`, an installed Python
+    package that ships weights; `eos_token`: what alone ends a response, in the place of what is
+    found; further fields go to `from_pretrained` (`gguf_file`, ...).
     WorkbenchError if it can't be loaded, or in a `dtype` too narrow to train. Its tags are ordinary
     text until stage 2 makes them tokens. Whatever it was trained for, as the seed it decodes
     sequentially.

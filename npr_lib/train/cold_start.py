@@ -40,7 +40,6 @@ from npr_lib.train.checkpoints import Training
 from npr_lib.train.logs import log_to
 from npr_lib.train.rollout import score
 
-
 READ = "documents.jsonl"  # in the model's folder: what it has read
 
 
@@ -136,14 +135,10 @@ def _few_shot(
     return list(found.values())
 
 
-def _from_file(
-    path: Path, profile: Profile, tokenizer: PreTrainedTokenizerBase
-) -> list[Document]:
+def _from_file(path: Path, profile: Profile, tokenizer: PreTrainedTokenizerBase) -> list[Document]:
     """The first documents of a JSON-lines file."""
     if path.suffix != ".jsonl":
-        raise WorkbenchError(
-            f"cold_start.source = {path}: none, corpus, few_shot or a .jsonl file"
-        )
+        raise WorkbenchError(f"cold_start.source = {path}: none, corpus, few_shot or a .jsonl file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

@@ -148,9 +148,10 @@ class RolloutTrainer(GRPOTrainer):
             print(f"before training: {told}")
         if not valid and not varied:
             raise TrainingStoppedError(
-                f"before training: {told}: this reward can't vary, so nothing could be learnt. Show "
-                "the format in the prompt (prompt.system, prompt.turns), begin with a cold start "
-                "(cold_start.source), or reward what comes near it (npr_zero.partial_credit)"
+                f"before training: {told}: this reward can't vary, so nothing could be learnt. "
+                "Show the format in the prompt (prompt.system, prompt.turns), begin with a cold "
+                "start (cold_start.source), or reward what comes near it "
+                "(npr_zero.partial_credit)"
             )
 
     def _groups(self, prompts: Sequence[str], attempt: int) -> list[list[Rollout]]:

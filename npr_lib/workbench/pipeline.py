@@ -65,6 +65,7 @@ def run(
     from_stage: str | None = None,
     overrides: Iterable[str] = (),
     *,
+    smoke: bool = False,
     dry: bool = False,
     root: Path = REPOSITORY,
     notebooks: Path | None = None,
@@ -77,6 +78,7 @@ def run(
         run: name of the run, that is of its folder in `root/reports`; None: the profile's.
         from_stage: run this stage and those after it even if they are done.
         overrides: `KEY=VALUE` changes of the profile.
+        smoke: the profile's smallest sizes; the run is then named for it.
         dry: only say which stages would run, and why; nothing is written.
         root: where `reports` is; the working directory of the notebooks.
         notebooks: folder of the notebooks; None: `root/notebooks`.
@@ -90,11 +92,11 @@ def run(
     """
     profile = "tiny" if profile is None else profile
     overrides = list(overrides)
-    settings = load_profile(profile, overrides)
+    settings = load_profile(profile, overrides, smoke)
     for name in named_functions(dataclasses.asdict(settings)):
         if not name.startswith("npr_lib."):  # ours are there, and seconds to import
             resolve(name)
-    run_dir = root / "reports" / _checked_name(run or Path(profile).stem)
+    run_dir = root / "reports" / _checked_name(run or Path(profile).stem + "-smoke" * smoke)
     stages = read_notebooks(notebooks or root / "notebooks", settings.notebooks)
     stages = [notebook for notebook in stages if notebook.run]
     first = len(stages) if from_stage is None else stage_index(from_stage, stages)

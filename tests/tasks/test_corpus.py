@@ -227,5 +227,5 @@ def test_no_chain_of_another_split_is_written(documents):
 def test_a_corpus_is_a_function_of_profile_and_seed(documents):
     assert list(itertools.islice(documents_of(TINY, 0), 50)) == documents[:50]
     assert list(itertools.islice(documents_of(TINY, 1), 50)) != documents[:50]
-    with pytest.raises(ValueError, match="kind 'parts' only"):
+    with pytest.raises(ValueError, match="only to parts, stories"):
         next(documents_of(replace(TINY, problems={"kind": "file"}), 0))

@@ -53,7 +53,12 @@ class Writing(Protocol):
         """The text of a plan on these parts."""
 
     def step(
-        self, labels: Sequence[str], parts: Parts, known: Known, careless: float, draw: random.Random
+        self,
+        labels: Sequence[str],
+        parts: Parts,
+        known: Known,
+        careless: float,
+        draw: random.Random,
     ) -> tuple[str, Known]:
         """The text of a step on these parts, and the values it comes to, given those in sight."""
 
@@ -167,7 +172,12 @@ class Toy:
         return ",".join(labels)
 
     def step(
-        self, labels: Sequence[str], parts: Parts, known: Known, careless: float, draw: random.Random
+        self,
+        labels: Sequence[str],
+        parts: Parts,
+        known: Known,
+        careless: float,
+        draw: random.Random,
     ) -> tuple[str, Known]:
         found: Known = {}
         lines = []

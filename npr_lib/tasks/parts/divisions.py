@@ -1,5 +1,5 @@
-"""How responses divide their problems ("parts" problems only), and what that has to do with
-their accuracy.
+"""How responses divide their problems, where those have parts, and what that has to do with their
+accuracy.
 
 A response is put into one of `KINDS` by its plans alone, whatever its steps come to:
 
@@ -15,11 +15,13 @@ A response is put into one of `KINDS` by its plans alone, whatever its steps com
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from npr_lib.identity import resolve
 from npr_lib.reasoning.graph import ReasoningGraph
 from npr_lib.reasoning.schema import parse
 from npr_lib.reasoning.trajectory import row_style
@@ -28,9 +30,41 @@ from npr_lib.tasks.parts.task import Parts, levels, parent, read, ready
 KINDS = ("divided", "shared", "blind", "broken")
 
 
+# Kinds of problems that can be read this way: what gives the `Reading` of a problem's text.
+READINGS = {"parts": f"{__name__}:toy", "stories": "npr_lib.tasks.stories:reading"}
+
+
+class Reading(NamedTuple):
+    """The parts of a problem, and how a plan's text and a step's text name them: as labels."""
+
+    parts: Parts
+    planned: Callable[[str], list[str]]
+    worked: Callable[[str], list[str]]
+
+
+def toy(problem: str) -> Reading:
+    return Reading(read(problem), _planned, _worked)
+
+
+def _planned(plan: str) -> list[str]:
+    return plan.split(",")
+
+
+def _worked(step: str) -> list[str]:
+    return re.findall(r"(?:^|,)([A-Z])=", step)
+
+
 def applies(problems: Mapping[str, Any]) -> bool:
     """Whether the problems of a profile can be read this way."""
-    return problems.get("kind") == "parts"
+    return problems.get("kind") in READINGS
+
+
+def reading(problem: str) -> Reading:
+    """The reading of a problem's text, by the kind whose it is. ValueError if it is none's."""
+    for named in READINGS.values():
+        with suppress(ValueError):
+            return resolve(named)(problem)
+    raise ValueError(f"a problem without parts that are known: {problem!r}")
 
 
 class Division(NamedTuple):
@@ -43,14 +77,19 @@ class Division(NamedTuple):
     blocks: tuple[tuple[int, int], ...]
 
 
-def divide(parts: Parts, graph: ReasoningGraph) -> Division:
-    """How a response divides these parts."""
+def divide(
+    parts: Parts,
+    graph: ReasoningGraph,
+    planned_by: Callable[[str], list[str]] = _planned,
+    worked_in: Callable[[str], list[str]] = _worked,
+) -> Division:
+    """How a response divides these parts (the rest as in `Reading`)."""
     done: set[str] = set()
     planned: list[str] = []
     blind = shared = False
     branches, wrong, blocks = 0, 0, []
     for block in graph.blocks:
-        plans = [plan.text.split(",") for plan in block.plans]
+        plans = [planned_by(plan.text) for plan in block.plans]
         blocks.append((len(ready(parts, done)), len(plans)))
         for labels in plans:
             seen = set(done)
@@ -60,9 +99,8 @@ def divide(parts: Parts, graph: ReasoningGraph) -> Division:
                 seen.add(label)
         named = {plan.index: labels for plan, labels in zip(block.plans, plans, strict=True)}
         for step in block.steps:
-            worked = re.findall(r"(?:^|,)([A-Z])=", step.text)
             branches += 1
-            wrong += sorted(worked) != sorted(named.get(step.index, []))
+            wrong += sorted(worked_in(step.text)) != sorted(named.get(step.index, []))
         planned += [label for labels in plans for label in labels]
         done |= {label for labels in plans for label in labels}
     whole = graph.valid and sorted(planned) == sorted(parts)
@@ -73,14 +111,15 @@ def divide(parts: Parts, graph: ReasoningGraph) -> Division:
 def divisions(frame: pd.DataFrame) -> pd.DataFrame:
     """The rollouts with the columns of `Division`, and `parts`, `independent` and `depth` (blocks
     that a response needs at least) of their problems. ValueError for other kinds of problems."""
-    tasks = {problem: read(problem) for problem in frame["problem"].unique()}
+    tasks = {problem: reading(problem) for problem in frame["problem"].unique()}
     found = []
     for row in frame.itertuples():
         limits = {"max_branches": row.max_branches, "max_depth": row.max_depth}
         style = row_style(row._asdict())
         graph = parse(row.text, **limits, spelled=tuple(row.spelled), style=style)
-        above = levels(tasks[row.problem]).values()
-        division = divide(tasks[row.problem], graph)
+        parts, planned, worked = tasks[row.problem]
+        above = levels(parts).values()
+        division = divide(parts, graph, planned, worked)
         independent = sum(level == 0 for level in above)
         found.append((*division, len(above), independent, max(above) + 1))
     columns = [*Division._fields, "parts", "independent", "depth"]
