@@ -60,7 +60,7 @@ def load_profile(
     Args:
         name_or_path: a name such as `tiny`, or the path of a YAML file.
         overrides: `KEY=VALUE` with dotted keys; the value is read as YAML.
-        smoke: apply the profile's own overrides for its smallest sizes first.
+        smoke: with the profile's own changes for its smallest sizes (its section `smoke`).
 
     Raises:
         ProfileError: the profile or a key does not exist, or a value is not of its type.
@@ -75,7 +75,7 @@ def load_profile(
     if smoke:
         if not given.get("smoke"):
             raise ProfileError(f"profile {name_or_path} has no sizes for --smoke (section smoke)")
-        overrides = [*given["smoke"], *overrides]
+        given = _merged(given, given["smoke"])
     return make_profile(given, overrides, f"profile {name_or_path}")
 
 
@@ -98,6 +98,14 @@ def make_profile(
         raise ProfileError(f"{title}: {_told(error)}") from error
     except (TypeError, ValueError) as error:
         raise ProfileError(f"{title}: {_one_line(error)}") from error
+
+
+def _merged(sections: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections with those of `changes` in their place, key by key."""
+    return {**sections} | {
+        key: _merged(sections.get(key) or {}, value) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
 
 
 def save_profile(profile: Profile, path: Path) -> None:

@@ -138,7 +138,7 @@ class Profile:
     model: the fields of Qwen3Config for a model that is made here; or `path` of one that exists,
     with further arguments of `from_pretrained`. prompt: goes through the chat template, if any;
     with a system message or options for that a mapping of `tasks.problems.PROMPT_KEYS`.
-    smoke: overrides, `KEY=VALUE`, for the smallest sizes (`run --smoke`).
+    smoke: sections with the changes for the smallest sizes (`run --smoke`).
     notebooks: more stages than those of the folder, by their paths. own: whatever one's own
     notebooks read.
     """
@@ -155,6 +155,6 @@ class Profile:
     sft: SFT = SFT()
     npr: NPR = NPR()
     evaluation: Evaluation = Evaluation()
-    smoke: tuple[str, ...] = ()
+    smoke: dict[str, Any] = field(default_factory=dict)
     notebooks: tuple[str, ...] = ()
     own: dict[str, Any] = field(default_factory=dict)
