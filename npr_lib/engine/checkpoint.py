@@ -125,3 +125,24 @@ def check_precision(model: PreTrainedModel, name: str) -> None:
             "with dtype: float32) and compute in bfloat16 by autocast: grpo.bf16: true and "
             "sft.trl.bf16: true"
         )
+
+
+def mend_generation(model: PreTrainedModel, name: str) -> None:
+    """Sampling switched on in a generation config that has a temperature, top-p or the like and
+    does not say so: transformers loads that, and refuses to save it. WorkbenchError for another
+    fault, before a training ends at its first checkpoint."""
+    config = model.generation_config
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+        try:
+            config.validate(strict=True)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise WorkbenchError(
+                f"{name}: its generation config can't be saved: {reason}"
+            ) from error
+        print(
+            f"{name}: its generation config sets how to sample, so do_sample: true is saved with it"
+        )

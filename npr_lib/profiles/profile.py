@@ -24,6 +24,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from npr_lib import WorkbenchError
 from npr_lib.files import PACKAGE
+from npr_lib.profiles.elsewhere import elsewhere
 from npr_lib.profiles.sections import Profile
 from npr_lib.tasks.problems import PROMPT_KEYS, fields_of_kind
 
@@ -169,6 +170,8 @@ def _check(sections: Mapping[str, Any], title: str) -> None:
             continue
         if key not in known:
             raise ProfileError(f"{title}: {_unknown(key, sections)}")
+        if where := elsewhere(key):
+            raise ProfileError(f"{title}: {key} = {value!r} would have no effect: {where}")
         try:
             _fit(known[key], value)
         except ValidationError as error:

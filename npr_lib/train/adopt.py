@@ -15,7 +15,7 @@ from transformers import (
 from transformers.trainer_utils import align_special_tokens
 
 from npr_lib import WorkbenchError
-from npr_lib.engine.checkpoint import check_precision, eos_ids
+from npr_lib.engine.checkpoint import check_precision, eos_ids, mend_generation
 
 OWN = ("path", "eos_token")  # of the section `model`; what else stands there is from_pretrained's
 _SAID = "@said@"  # an assistant's turn, to be found again in what the template makes of it
@@ -42,6 +42,7 @@ def adopt(fields: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokeniz
         reason = str(error).splitlines()[0]
         raise WorkbenchError(f"model.path = {path} can't be loaded: {reason}") from error
     check_precision(model, f"model.path = {path}")
+    mend_generation(model, f"model.path = {path}")
     settle_eos(model, tokenizer, fields.get("eos_token"), "gguf_file" in options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
