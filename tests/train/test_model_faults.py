@@ -132,7 +132,7 @@ def test_another_fault_of_a_generation_config_is_named_at_the_start(tmp_path):
     stage = stage_of(llama, tmp_path)
     spoil(tmp_path / "mine", early_stopping=True)
     with pytest.raises(
-        WorkbenchError, match=r"mine: its generation config can't be saved: .*early"
+        WorkbenchError, match=r"generation config can't be saved: .*early"
     ):
         seed.train(stage)
     assert not (tmp_path / "seed" / "config.json").exists()
