@@ -75,6 +75,11 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "completion_only_loss": _COLLATOR,
         "assistant_only_loss": _COLLATOR,
     },
+    "lora": dict.fromkeys(
+        ("task_type", "peft_type", "peft_version", "base_model_name_or_path", "inference_mode"),
+        _RUN,
+    )
+    | {"trainable_token_indices": "the tags' rows train wherever tags are tokens"},
 }
 
 
@@ -84,7 +89,7 @@ def elsewhere(key: str) -> str | None:
     Every `vllm_` field is TRL's own generation.
     """
     section, _, rest = key.partition(".")
-    mapping, _, field = rest.partition(".")
+    mapping, _, field = (key if section == "lora" else rest).partition(".")
     if mapping == "grpo" and field.startswith("vllm_"):
         return _ENGINE
     where = ELSEWHERE.get(mapping, {}).get(field)

@@ -30,7 +30,7 @@ from npr_lib.tasks.problems import PROMPT_KEYS, fields_of_kind
 
 FOLDER = PACKAGE / "profiles"
 # Mappings that are handed on to a class: its fields are their keys, its annotations the types.
-HANDED_ON = {"grpo": "trl:GRPOConfig", "trl": "trl:SFTConfig"}
+HANDED_ON = {"grpo": "trl:GRPOConfig", "trl": "trl:SFTConfig", "lora": "peft:LoraConfig"}
 
 
 class ProfileError(WorkbenchError):

@@ -1,8 +1,9 @@
 """What a profile holds, section by section, with every default; nowhere else is there another.
 
-A section is a frozen dataclass. Four keys hold the fields of another class and are handed on to it:
+A section is a frozen dataclass. Five keys hold the fields of another class and are handed on to it:
 `engine` and `sampling` (of `npr_lib.engine`), `grpo` and `trl` (of TRL's configurations; TRL's own
-defaults hold there, but for `train.trainer.DEFAULTS`). Functions are named `module:function`.
+defaults hold there, but for `train.reinforce.DEFAULTS`), `lora` (of peft's). Functions are
+named `module:function`.
 """
 
 from __future__ import annotations
@@ -138,6 +139,7 @@ class Profile:
     model: the fields of Qwen3Config for a model that is made here; or `path` of one that exists,
     with further arguments of `from_pretrained`. prompt: goes through the chat template, if any;
     with a system message or options for that a mapping of `tasks.problems.PROMPT_KEYS`.
+    lora: fields of peft.LoraConfig: adapters train (`train.lora`); without, all weights.
     smoke: overrides, `KEY=VALUE`, for the smallest sizes (`run --smoke`).
     notebooks: more stages than those of the folder, by their paths. own: whatever one's own
     notebooks read.
@@ -155,6 +157,7 @@ class Profile:
     sft: SFT = SFT()
     npr: NPR = NPR()
     evaluation: Evaluation = Evaluation()
+    lora: dict[str, Any] = field(default_factory=dict)
     smoke: tuple[str, ...] = ()
     notebooks: tuple[str, ...] = ()
     own: dict[str, Any] = field(default_factory=dict)

@@ -19,13 +19,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from npr_lib.engine.checkpoint import (
-    check_model,
-    check_precision,
-    load_checkpoint,
-    mend_generation,
-    save_model,
-)
+from npr_lib.engine.checkpoint import check_model, save_model
 from npr_lib.files import TRAINING, model_digest, set_aside, write_json
 from npr_lib.reasoning.style import Style
 from npr_lib.reasoning.trajectory import Mode
@@ -40,14 +34,6 @@ class Training:
     work: Path
     resume: str | None = None
     done: bool = False
-
-
-def load_trainable(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`load_checkpoint` for a training; WorkbenchError also for weights that hardly would learn."""
-    model, tokenizer = load_checkpoint(path)
-    check_precision(model, str(path))
-    mend_generation(model, str(path))
-    return model, tokenizer
 
 
 def begin_training(folder: Path, source: Path | None, identity: Mapping[str, Any]) -> Training:

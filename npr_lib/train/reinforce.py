@@ -20,9 +20,10 @@ from npr_lib.profiles.stage import Stage
 from npr_lib.tasks import problems as tasks
 from npr_lib.tasks.problems import ProblemSet, load_problems
 from npr_lib.train import checkpoints
-from npr_lib.train.checkpoints import begin_training, finish_training, load_trainable
+from npr_lib.train.checkpoints import begin_training, finish_training
 from npr_lib.train.engines import rollout_engine
 from npr_lib.train.logs import log_to
+from npr_lib.train.lora import add_adapter, load_trainable
 from npr_lib.train.trainer import Recipe, RolloutTrainer
 
 # TRL's defaults that would bite here; a profile may set them.
@@ -75,7 +76,8 @@ def train(
         _gather_rollouts(folder, stage.run_dir)
         return folder
     args.output_dir = str(training.work)
-    model, tokenizer = load_trainable(start)
+    model, tokenizer = load_trainable(start, profile.lora)
+    model = add_adapter(model, tokenizer, profile.lora, stage.seed)
     switch_dropout_off(model)
     with rollout_engine(model, tokenizer, profile.engine, start) as engine:
         trainer = RolloutTrainer(
@@ -117,6 +119,7 @@ def _identity(
         "reward": describe(recipe.reward),
         "advantages": describe(recipe.advantages),
         "fields": fields,
+        "lora": profile.lora,
         "seed": stage.seed,
         "code": closure(__name__),
     }

@@ -131,8 +131,6 @@ def test_a_temperature_without_sampling_is_mended_before_anything_is_trained(tmp
 def test_another_fault_of_a_generation_config_is_named_at_the_start(tmp_path):
     stage = stage_of(llama, tmp_path)
     spoil(tmp_path / "mine", early_stopping=True)
-    with pytest.raises(
-        WorkbenchError, match=r"generation config can't be saved: .*early"
-    ):
+    with pytest.raises(WorkbenchError, match=r"generation config can't be saved: .*early"):
         seed.train(stage)
     assert not (tmp_path / "seed" / "config.json").exists()
