@@ -49,8 +49,10 @@ class Reinforcement:
 
     reward: of a scored rollout; nan keeps it out of loss and statistics. advantages: of a batch.
     max_flat: rollout batches in a row without different rewards in any group that stop a run.
-    max_logprob_gap: |trainer - engine| that stops it. min_kept: the share of valid responses below
-    which it stops. engine_tokens: whether tokens the engine wrote are in the loss.
+    max_logprob_gap: |trainer - engine| that stops it, and a quarter of it where more than 1 % of
+    the tokens have that; None: by the precision (`trainer.GAP_LIMITS`). min_kept: the share of
+    valid responses below which it stops. engine_tokens: whether tokens the engine wrote are in the
+    loss.
     resamples: how often groups of equal rewards are replaced by other problems.
     start_check: responses that are sampled before anything is trained, to say how many are valid;
     where none is and no reward differs, it stops there.
@@ -63,7 +65,7 @@ class Reinforcement:
     resamples: int = 0
     start_check: int = 32
     max_flat: int = 3
-    max_logprob_gap: float = 1e-3
+    max_logprob_gap: float | None = None
     min_kept: float = 0.0
     engine_tokens: bool = False
     grpo: dict[str, Any] = field(default_factory=dict)
