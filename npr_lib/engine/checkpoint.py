@@ -18,7 +18,7 @@ from transformers import (
 from npr_lib import WorkbenchError
 from npr_lib.engine.adapter import load_adapter, merge, save_adapter
 from npr_lib.engine.api import EngineConfig
-from npr_lib.files import base_of
+from npr_lib.files import ADAPTER, base_of
 from npr_lib.reasoning.schema import TAGS
 from npr_lib.reasoning.style import COMPACT, LINES, Style, named
 from npr_lib.reasoning.tokens import TagIds
@@ -113,6 +113,15 @@ def save_model(
     tokenizer.save_pretrained(folder)
     said = {"mode": mode} | ({} if style.name == COMPACT.name else {"style": style.name})
     (folder / "npr.json").write_text(json.dumps(said) + "\n")
+
+
+def merge_folder(adapter: Path, folder: Path) -> None:
+    """An adapter folder merged into its base, as a model folder of its own: the same tokenizer,
+    mode and style. WorkbenchError if it is no adapter."""
+    if base_of(adapter) is None:
+        raise WorkbenchError(f"{adapter} is no adapter: it has no {ADAPTER}")
+    model, tokenizer = load_checkpoint(adapter)
+    save_model(model, tokenizer, folder, checkpoint_mode(adapter), style_of(tokenizer)[0])
 
 
 def _said(folder: Path | str) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from npr_lib.engine.checkpoint import check_model, save_model
 from npr_lib.files import TRAINING, model_digest, set_aside, write_json
 from npr_lib.reasoning.style import Style
 from npr_lib.reasoning.trajectory import Mode
+from npr_lib.train.card import write_card
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ def finish_training(
     does it, the others wait. Returns the model's folder."""
     if PartialState().is_main_process:
         save_model(model, tokenizer, training.work, mode, style)
+        write_card(training.work, training.folder.name, mode, style)
         for path in training.work.glob("checkpoint-*"):
             shutil.rmtree(path)
         if training.folder.exists():
