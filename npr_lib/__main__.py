@@ -80,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_evaluate(commands)
 
+    merge = commands.add_parser("merge", help="a LoRA adapter and its base as one model folder")
+    merge.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of an adapter")
+    merge.add_argument("folder", metavar="FOLDER", type=Path, help="a new one, of the merged model")
+    merge.set_defaults(command=_merge)
+
     server = commands.add_parser(
         "serve",
         help="SGLang's own server, taught to fork and join",
@@ -247,6 +252,14 @@ def _report(options: argparse.Namespace) -> None:
     from npr_lib.workbench import pipeline
 
     print(relative(pipeline.report(pipeline.find_run(options.run))))
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from npr_lib.engine.checkpoint import merge_folder
+
+    if options.folder.exists():
+        raise WorkbenchError(f"{options.folder} exists already")
+    merge_folder(options.adapter, options.folder)
 
 
 def _explore(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent
 REPOSITORY = PACKAGE.parent
+ADAPTER = "adapter_config.json"  # in a model folder that is an adapter of peft's
 TRAINING = "training.json"  # in a training folder: what is trained there
 
 
@@ -47,15 +48,37 @@ def _digest_file(path: Path, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def base_of(folder: Path | str) -> Path | str | None:
+    """The model that an adapter folder stands on: a folder, by the way to it that is written there,
+    or a hub id; None for a folder that is no adapter."""
+    path = Path(folder) / ADAPTER
+    if not path.is_file():
+        return None
+    named = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return Path(folder) / named if (Path(folder) / named).is_dir() else named
+
+
 def model_digest(folder: Path) -> str | None:
-    """sha256 of what a model folder decodes with: weights, configuration, tokenizer, mode. How it
-    was made (its log, its rollouts, the record of its training) is no part of it."""
-    apart = {TRAINING, "log.jsonl"}
+    """sha256 of what a model folder decodes with: weights, configuration, tokenizer, mode; of an
+    adapter also those of its base, wherever that lies. How it was made (its log, its rollouts, its
+    card, the record of its training) is no part of it."""
+    apart = {TRAINING, "log.jsonl", "README.md"}
     if not folder.is_dir():
         return None
-    return _digest_files(
-        sorted(f for f in folder.iterdir() if f.is_file() and f.name not in apart), folder
+    base = base_of(folder)
+    own = _digest_files(
+        sorted(
+            f
+            for f in folder.iterdir()
+            if f.is_file() and f.name not in apart and (base is None or f.name != ADAPTER)
+        ),
+        folder,
     )
+    if base is None:
+        return own
+    said = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    said["base_model_name_or_path"] = model_digest(base) if isinstance(base, Path) else base
+    return hashlib.sha256(json.dumps([own, said], sort_keys=True).encode()).hexdigest()
 
 
 def set_aside(path: Path) -> Path:

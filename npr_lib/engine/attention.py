@@ -142,6 +142,8 @@ def _slot_attention(
     output = query.new_empty(query.shape[2], heads, dim)  # [T, heads, d]
     in_place = query.device.type == "cpu" and query.dtype == keys.dtype == torch.float32
     in_place = in_place and query.stride(3) == 1 and paged.kernel() is not None
+    # Under autocast the trainer attends in bfloat16, and so does the engine.
+    in_place = in_place and not torch.is_autocast_enabled("cpu")
     for group in step.groups:
         rows, new = len(group.rows), group.new
         tokens = slice(group.start, group.start + rows * new)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -15,7 +16,9 @@ from transformers import (
 )
 
 from npr_lib import WorkbenchError
+from npr_lib.engine.adapter import load_adapter, merge, save_adapter
 from npr_lib.engine.api import EngineConfig
+from npr_lib.files import ADAPTER, base_of
 from npr_lib.reasoning.schema import TAGS
 from npr_lib.reasoning.style import COMPACT, LINES, Style, named
 from npr_lib.reasoning.tokens import TagIds
@@ -23,12 +26,18 @@ from npr_lib.reasoning.trajectory import Mode
 
 
 def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A Hugging Face folder as (model, tokenizer); WorkbenchError if it is none."""
+    """A Hugging Face folder as (model, tokenizer), an adapter merged into its base; WorkbenchError
+    if it is none."""
     check_model(path)
-    model = AutoModelForCausalLM.from_pretrained(path)
+    if base_of(path) is not None:
+        adapter, tokenizer = load_adapter(Path(path))
+        model = merge(adapter)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path)
     # before an engine is made over it: the KV pool lies where the model is
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return model, AutoTokenizer.from_pretrained(path)
+    return model, tokenizer
 
 
 def eos_ids(model: PreTrainedModel) -> frozenset[int]:
@@ -39,7 +48,7 @@ def eos_ids(model: PreTrainedModel) -> frozenset[int]:
 
 
 def check_model(path: Path | str) -> None:
-    if not (Path(path) / "config.json").is_file():
+    if not (Path(path) / "config.json").is_file() and base_of(path) is None:
         raise WorkbenchError(f"{path} is not a model folder: it has no config.json")
 
 
@@ -95,12 +104,24 @@ def save_model(
     mode: Mode,
     style: Style = COMPACT,
 ) -> None:
-    """A Hugging Face folder, and `npr.json`, which says in which mode the model is decoded and in
-    which style, compact where it says none."""
-    model.save_pretrained(folder)
+    """A Hugging Face folder (of an adapter, the adapter alone), and `npr.json`, which says in which
+    mode the model is decoded and in which style, compact where it says none."""
+    if isinstance(model, PeftModel):
+        save_adapter(model, folder)
+    else:
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     said = {"mode": mode} | ({} if style.name == COMPACT.name else {"style": style.name})
     (folder / "npr.json").write_text(json.dumps(said) + "\n")
+
+
+def merge_folder(adapter: Path, folder: Path) -> None:
+    """An adapter folder merged into its base, as a model folder of its own: the same tokenizer,
+    mode and style. WorkbenchError if it is no adapter."""
+    if base_of(adapter) is None:
+        raise WorkbenchError(f"{adapter} is no adapter: it has no {ADAPTER}")
+    model, tokenizer = load_checkpoint(adapter)
+    save_model(model, tokenizer, folder, checkpoint_mode(adapter), style_of(tokenizer)[0])
 
 
 def _said(folder: Path | str) -> dict[str, Any] | None:
@@ -124,4 +145,25 @@ def check_precision(model: PreTrainedModel, name: str) -> None:
             "1e-7, of float32 ones 100 %. Train float32 weights (model.path without a dtype, or "
             "with dtype: float32) and compute in bfloat16 by autocast: grpo.bf16: true and "
             "sft.trl.bf16: true"
+        )
+
+
+def mend_generation(model: PreTrainedModel, name: str) -> None:
+    """Sampling switched on in a generation config that has a temperature, top-p or the like and
+    does not say so: transformers loads that, and refuses to save it. WorkbenchError for another
+    fault, before a training ends at its first checkpoint."""
+    config = model.generation_config
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+        try:
+            config.validate(strict=True)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise WorkbenchError(
+                f"{name}: its generation config can't be saved: {reason}"
+            ) from error
+        print(
+            f"{name}: its generation config sets how to sample, so do_sample: true is saved with it"
         )

@@ -66,6 +66,8 @@ def forward(model: PreTrainedModel, kv: KVPool, rows: Sequence[Row]) -> torch.Te
         torch.from_numpy(write_slots).to(device),
         groups,
     )
+    # Router logits are the trainer's affair, and their loss would want a mask of two dimensions.
+    routed = hasattr(model.config.get_text_config(), "output_router_logits")
     output = model(
         input_ids=torch.tensor([ids], device=device),
         position_ids=torch.tensor([positions], device=device),
@@ -76,6 +78,7 @@ def forward(model: PreTrainedModel, kv: KVPool, rows: Sequence[Row]) -> torch.Te
         # Only these tokens go through the output matrix; one, unread, where none is wanted.
         logits_to_keep=torch.tensor(wanted or [0], device=device),
         npr_step=kv_step,
+        **({"output_router_logits": False} if routed else {}),
     )
     if kv_step.layers_done != len(kv.keys):
         raise ValueError(

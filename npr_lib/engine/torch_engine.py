@@ -270,7 +270,7 @@ class TorchEngine:
         return Grammar(self.tokenizer, tags, self._eos_ids, self.config, mode, self.context, writes)
 
     def _check_ids(self, ids: Iterable[int], where: str) -> None:
-        size = self.model.get_input_embeddings().num_embeddings
+        size = len(self.model.get_input_embeddings().weight)
         outside = next((i for i in ids if not 0 <= i < size), None)
         if outside is not None:
             raise ValueError(f"{where}: token id {outside} is outside 0..{size - 1}")

@@ -24,12 +24,13 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from npr_lib import WorkbenchError
 from npr_lib.files import PACKAGE
+from npr_lib.profiles.elsewhere import elsewhere
 from npr_lib.profiles.sections import Profile
 from npr_lib.tasks.problems import PROMPT_KEYS, fields_of_kind
 
 FOLDER = PACKAGE / "profiles"
 # Mappings that are handed on to a class: its fields are their keys, its annotations the types.
-HANDED_ON = {"grpo": "trl:GRPOConfig", "trl": "trl:SFTConfig"}
+HANDED_ON = {"grpo": "trl:GRPOConfig", "trl": "trl:SFTConfig", "lora": "peft:LoraConfig"}
 
 
 class ProfileError(WorkbenchError):
@@ -177,6 +178,8 @@ def _check(sections: Mapping[str, Any], title: str) -> None:
             continue
         if key not in known:
             raise ProfileError(f"{title}: {_unknown(key, sections)}")
+        if where := elsewhere(key):
+            raise ProfileError(f"{title}: {key} = {value!r} would have no effect: {where}")
         try:
             _fit(known[key], value)
         except ValidationError as error:

@@ -1,8 +1,9 @@
 """What a profile holds, section by section, with every default; nowhere else is there another.
 
-A section is a frozen dataclass. Four keys hold the fields of another class and are handed on to it:
+A section is a frozen dataclass. Five keys hold the fields of another class and are handed on to it:
 `engine` and `sampling` (of `npr_lib.engine`), `grpo` and `trl` (of TRL's configurations; TRL's own
-defaults hold there, but for `train.trainer.DEFAULTS`). Functions are named `module:function`.
+defaults hold there, but for `train.reinforce.DEFAULTS`), `lora` (of peft's). Functions are
+named `module:function`.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ class Reinforcement:
 
     reward: of a scored rollout; nan keeps it out of loss and statistics. advantages: of a batch.
     max_flat: rollout batches in a row without different rewards in any group that stop a run.
-    max_logprob_gap: |trainer - engine| that stops it. min_kept: the share of valid responses below
-    which it stops. engine_tokens: whether tokens the engine wrote are in the loss.
+    max_logprob_gap: |trainer - engine| that stops it, and a quarter of it where more than 1 % of
+    the tokens have that; None: by the precision (`trainer.GAP_LIMITS`). min_kept: the share of
+    valid responses below which it stops. engine_tokens: whether tokens the engine wrote are in the
+    loss.
     resamples: how often groups of equal rewards are replaced by other problems.
     start_check: responses that are sampled before anything is trained, to say how many are valid;
     where none is and no reward differs, it stops there.
@@ -62,7 +65,7 @@ class Reinforcement:
     resamples: int = 0
     start_check: int = 32
     max_flat: int = 3
-    max_logprob_gap: float = 1e-3
+    max_logprob_gap: float | None = None
     min_kept: float = 0.0
     engine_tokens: bool = False
     grpo: dict[str, Any] = field(default_factory=dict)
@@ -138,6 +141,7 @@ class Profile:
     model: the fields of Qwen3Config for a model that is made here; or `path` of one that exists,
     with further arguments of `from_pretrained`. prompt: goes through the chat template, if any;
     with a system message or options for that a mapping of `tasks.problems.PROMPT_KEYS`.
+    lora: fields of peft.LoraConfig: adapters train (`train.lora`); without, all weights.
     smoke: sections with the changes for the smallest sizes (`run --smoke`).
     notebooks: more stages than those of the folder, by their paths. own: whatever one's own
     notebooks read.
@@ -155,6 +159,7 @@ class Profile:
     sft: SFT = SFT()
     npr: NPR = NPR()
     evaluation: Evaluation = Evaluation()
+    lora: dict[str, Any] = field(default_factory=dict)
     smoke: dict[str, Any] = field(default_factory=dict)
     notebooks: tuple[str, ...] = ()
     own: dict[str, Any] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -15,7 +16,9 @@ from transformers import (
 from transformers.trainer_utils import align_special_tokens
 
 from npr_lib import WorkbenchError
-from npr_lib.engine.checkpoint import check_precision, eos_ids
+from npr_lib.engine.adapter import load_adapter, merge
+from npr_lib.engine.checkpoint import check_precision, eos_ids, mend_generation
+from npr_lib.files import base_of
 
 OWN = ("path", "eos_token")  # of the section `model`; what else stands there is from_pretrained's
 _SAID = "@said@"  # an assistant's turn, to be found again in what the template makes of it
@@ -32,16 +35,20 @@ def adopt(fields: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokeniz
     sequentially.
     """
     path, options = located(fields["path"]), {k: v for k, v in fields.items() if k not in OWN}
+    options = {"dtype": "float32", **options}  # by default as it is stored, mostly in bfloat16
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, **{k: v for k, v in options.items() if k == "gguf_file"}
-        )
-        # by default it would be loaded as it is stored, mostly in bfloat16
-        model = AutoModelForCausalLM.from_pretrained(path, **{"dtype": "float32", **options})
+        if base_of(path) is not None:
+            adapter, tokenizer = load_adapter(Path(path), **options)
+            model = merge(adapter)
+        else:
+            own = {k: v for k, v in options.items() if k == "gguf_file"}
+            tokenizer = AutoTokenizer.from_pretrained(path, **own)
+            model = AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise WorkbenchError(f"model.path = {path} can't be loaded: {reason}") from error
     check_precision(model, f"model.path = {path}")
+    mend_generation(model, f"model.path = {path}")
     settle_eos(model, tokenizer, fields.get("eos_token"), "gguf_file" in options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

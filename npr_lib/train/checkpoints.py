@@ -19,10 +19,11 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from npr_lib.engine.checkpoint import check_model, check_precision, load_checkpoint, save_model
+from npr_lib.engine.checkpoint import check_model, save_model
 from npr_lib.files import TRAINING, model_digest, set_aside, write_json
 from npr_lib.reasoning.style import Style
 from npr_lib.reasoning.trajectory import Mode
+from npr_lib.train.card import write_card
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,6 @@ class Training:
     work: Path
     resume: str | None = None
     done: bool = False
-
-
-def load_trainable(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`load_checkpoint` for a training; WorkbenchError also for weights that hardly would learn."""
-    model, tokenizer = load_checkpoint(path)
-    check_precision(model, str(path))
-    return model, tokenizer
 
 
 def begin_training(folder: Path, source: Path | None, identity: Mapping[str, Any]) -> Training:
@@ -114,6 +108,7 @@ def finish_training(
     does it, the others wait. Returns the model's folder."""
     if PartialState().is_main_process:
         save_model(model, tokenizer, training.work, mode, style)
+        write_card(training.work, training.folder.name, mode, style)
         for path in training.work.glob("checkpoint-*"):
             shutil.rmtree(path)
         if training.folder.exists():

@@ -20,9 +20,10 @@ from npr_lib.profiles.stage import Stage
 from npr_lib.tasks import problems as tasks
 from npr_lib.tasks.problems import ProblemSet, load_problems
 from npr_lib.train import checkpoints
-from npr_lib.train.checkpoints import begin_training, finish_training, load_trainable
+from npr_lib.train.checkpoints import begin_training, finish_training
 from npr_lib.train.engines import rollout_engine
 from npr_lib.train.logs import log_to
+from npr_lib.train.lora import add_adapter, load_trainable
 from npr_lib.train.trainer import Recipe, RolloutTrainer
 
 # TRL's defaults that would bite here; a profile may set them.
@@ -75,7 +76,9 @@ def train(
         _gather_rollouts(folder, stage.run_dir)
         return folder
     args.output_dir = str(training.work)
-    model, tokenizer = load_trainable(start)
+    model, tokenizer = load_trainable(start, profile.lora)
+    model = add_adapter(model, tokenizer, profile.lora, stage.seed)
+    switch_dropout_off(model)
     with rollout_engine(model, tokenizer, profile.engine, start) as engine:
         trainer = RolloutTrainer(
             model,
@@ -116,6 +119,7 @@ def _identity(
         "reward": describe(recipe.reward),
         "advantages": describe(recipe.advantages),
         "fields": fields,
+        "lora": profile.lora,
         "seed": stage.seed,
         "code": closure(__name__),
     }
@@ -155,6 +159,7 @@ def arguments(name: str, section: Reinforcement, fields: dict[str, Any], seed: i
                 "temperature": section.sampling.temperature,
                 "max_completion_length": section.sampling.max_tokens,
                 "remove_unused_columns": False,
+                "router_aux_loss_coef": 0.0,
             }
         )
     except (TypeError, ValueError) as error:
@@ -172,6 +177,20 @@ def arguments(name: str, section: Reinforcement, fields: dict[str, Any], seed: i
             f"which makes {updates} steps; validation.every must be a multiple of that"
         )
     return args
+
+
+def switch_dropout_off(model: torch.nn.Module) -> None:
+    """Dropout of every kind to 0, said where there was some: the trainer must compute what the
+    engine sampled from. Attention layers hold theirs as a number, GPT-2's as a module."""
+    found = set()
+    for module in model.modules():
+        numbers = {n: v for n, v in vars(module).items() if "drop" in n and isinstance(v, float)}
+        numbers |= {"p": module.p} if isinstance(module, torch.nn.Dropout) else {}
+        for name, value in numbers.items():
+            found.add(value)
+            setattr(module, name, 0.0)
+    if found := found - {0.0}:
+        print(f"dropout of {', '.join(map(str, sorted(found)))} is off: engine and trainer agree")
 
 
 def _gather_rollouts(folder: Path, run_dir: Path, name: str | None = None) -> None:

@@ -34,8 +34,9 @@ from npr_lib.reasoning.style import COMPACT, Style
 from npr_lib.reasoning.tokens import COMPACT_IDS, StyleIds, TagIds, add_tag_tokens, render_ids
 from npr_lib.reasoning.trajectory import Mode
 from npr_lib.train import checkpoints
-from npr_lib.train.checkpoints import begin_training, finish_training, load_trainable
+from npr_lib.train.checkpoints import begin_training, finish_training
 from npr_lib.train.logs import log_to
+from npr_lib.train.lora import add_adapter, load_trainable
 from npr_lib.train.reinforce import DEFAULTS
 
 
@@ -131,6 +132,7 @@ def train(stage: Stage, mode: Mode = "parallel") -> Path:
         "style": stage.profile.engine.style,
         "rows": fingerprint([[list(map(int, ids)), text] for ids, text in rows]),
         "mode": mode,
+        "lora": stage.profile.lora,
         "seed": stage.seed,
         "code": closure(__name__),
     }
@@ -138,8 +140,10 @@ def train(stage: Stage, mode: Mode = "parallel") -> Path:
     training = begin_training(folder, start, identity)
     if training.done:
         return folder
-    model, tokenizer = load_trainable(start)
+    lora = stage.profile.lora
+    model, tokenizer = load_trainable(start, lora)
     tags = add_tag_tokens(model, tokenizer)
+    model = add_adapter(model, tokenizer, lora, stage.seed)
     style = style_for(tokenizer, stage.profile.engine)
     use_npr_attention(model)
     examples = [example(prompt_ids, text, tokenizer, mode, style) for prompt_ids, text in rows]

@@ -19,7 +19,8 @@ import pandas as pd
 
 from npr_lib import WorkbenchError
 from npr_lib.analysis.evaluate import evaluate
-from npr_lib.files import model_digest
+from npr_lib.engine.adapter import point
+from npr_lib.files import base_of, model_digest
 from npr_lib.profiles.profile import load_profile
 from npr_lib.profiles.stage import Stage
 from npr_lib.reasoning.trajectory import Mode, read_rollouts, rollouts_path
@@ -126,3 +127,5 @@ def _bring(source: Path, target: Path) -> None:
     elif model_digest(source) != model_digest(target):  # not copied, in part, or another's
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)
+        if (base := base_of(source)) is not None:
+            point(target, base)  # the way to it is another from here

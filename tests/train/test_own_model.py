@@ -20,7 +20,7 @@ from npr_lib.profiles.profile import load_profile
 from npr_lib.reasoning.tokens import TagIds
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 from npr_lib.train import dapo, papo, rejection, seed, sft
-from npr_lib.train.checkpoints import load_trainable
+from npr_lib.train.lora import load_trainable
 
 RESPONSE = (
     "<guideline><plan>1:A</plan><plan>2:B</plan></guideline><step>1:x</step><step>2:y</step>"
@@ -116,7 +116,7 @@ def test_narrow_weights_are_refused_by_name(profile, tmp_path, given):
 def test_a_model_stored_in_bfloat16_is_adopted_in_float32(profile, tmp_path):
     path = narrow_checkpoint(tmp_path)
     assert load_checkpoint(path)[0].dtype == torch.bfloat16  # to decode from, it may be
-    assert load_trainable(seed.train(make_stage(profile, tmp_path)))[0].dtype == torch.float32
+    assert load_trainable(seed.train(make_stage(profile, tmp_path)), {})[0].dtype == torch.float32
 
 
 def test_no_stage_trains_narrow_weights(profile, tmp_path):

@@ -315,11 +315,30 @@ def test_a_logprob_that_is_no_number_stops(tmp_path, monkeypatch):
 def test_autocast_rolls_out_and_trains(tmp_path, monkeypatch):
     """bf16: the pool stays float32, the products don't; the gap is that of the precision."""
     trainer = make_trainer(tmp_path, monkeypatch, [1.0, -1] * 6, bf16=True)
-    trainer.settings = replace(trainer.settings, max_logprob_gap=0.5)
     trainer.train()
     log = trainer.state.log_history[0]
-    assert 0 < log["sampling/sampling_logp_difference/max"] < 0.5
+    assert 1e-4 < log["sampling/sampling_logp_difference/max"] < 0.1  # 0.3 if the engine attends
+    assert log["sampling/sampling_logp_difference/p99"] < 0.05  # in float32
     assert np.isfinite(log["grad_norm"])
+
+
+@pytest.mark.parametrize("bf16, limit", [(False, 1e-3), (True, 1.0)])
+def test_the_limit_follows_the_precision_and_judges_a_quantile_too(
+    tmp_path, monkeypatch, bf16, limit
+):
+    trainer = make_trainer(tmp_path, monkeypatch, [1.0, -1] * 6, bf16=bf16)
+    engine = torch.zeros(1, 1000)
+    outlier, many = engine.clone(), engine.clone()
+    outlier[0, 0] = 0.9 * limit
+    trainer._compare(outlier, engine)
+    many[0, :20] = 0.3 * limit
+    with pytest.raises(TrainingStoppedError, match=r"99 % of them .*max_logprob_gap = "):
+        trainer._compare(many, engine)
+    trainer.settings = replace(trainer.settings, max_logprob_gap=2 * limit)  # the profile's own
+    trainer._compare(many, engine)
+    with pytest.raises(TrainingStoppedError, match=rf"limit {limit:g}"):
+        trainer.settings = replace(trainer.settings, max_logprob_gap=None)
+        trainer._compare(outlier * 2, engine)
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from npr_lib.engine.adapter import merged
 from npr_lib.engine.api import EngineConfig, Event, Finish, Prefix, SamplingParams
 from npr_lib.engine.arguments import best, forced, read_call, replayed
 from npr_lib.engine.attention import use_npr_attention
-from npr_lib.engine.checkpoint import style_for
+from npr_lib.engine.checkpoint import merge_folder, style_for
 from npr_lib.engine.sglang.backend import InProcess, Server, server_arguments
 from npr_lib.engine.sglang.wire import KEY, Settings, event_from_wire, from_wire, pack
+from npr_lib.files import base_of
 from npr_lib.reasoning.trajectory import Mode, Trajectory
 
 
@@ -49,12 +52,17 @@ class SGLangEngine:
         self.config = config or EngineConfig()
         self.model: PreTrainedModel | None = None
         self._calls = 0
-        if url is None:
-            path: str | Path | None = model_path
+        if model_path is not None:
+            path: str | Path = model_path
+            if base_of(path) is not None:  # SGLang knows no rows of an embedding in an adapter
+                self._merged = TemporaryDirectory(prefix="npr-merged-")
+                merge_folder(Path(path), Path(self._merged.name))
+                path = self._merged.name
             self.backend: InProcess | Server = InProcess(
-                server_arguments(str(model_path), self.config) | server_args
+                server_arguments(str(path), self.config) | server_args
             )
         else:
+            assert url is not None
             if server_args:
                 raise ValueError(f"a running server takes no {', '.join(server_args)}")
             self.backend = server = Server(url)
@@ -136,7 +144,7 @@ class SGLangEngine:
         if self.model is None:
             self.backend.flush()
         else:
-            self.backend.update_weights(self.model)
+            self.backend.update_weights(merged(self.model))
 
     def shutdown(self) -> None:
         """End the engine's processes; a server goes on."""
