@@ -31,7 +31,7 @@ def load_engine(stage: Stage, name: str) -> TorchEngine:
 
 def evaluate(stage: Stage, name: str, split: Split = "test") -> pd.DataFrame:
     """Responses of checkpoint run_dir / name to every problem of a split, in the mode it was
-    trained for: `samples` at T = 1 and one greedy (column `temperature` tells them apart).
+    trained for: `samples` as `sampling` says and one greedy (column `temperature` tells them apart).
 
     Written to `rollouts_path`; what was answered before, of the same, is read from there.
     """
@@ -44,7 +44,7 @@ def evaluate(stage: Stage, name: str, split: Split = "test") -> pd.DataFrame:
     problems = load_problems(profile.problems, split, stage.seed)
     mode = checkpoint_mode(stage.run_dir / name)
     frames = []
-    for i, (temperature, n) in enumerate(((1.0, section.samples), (0.0, 1))):
+    for i, (temperature, n) in enumerate(((section.sampling.temperature, section.samples), (0.0, 1))):
         seed = mix(stage.seed, i)
         params = replace(section.sampling, temperature=temperature, seed=seed)
         frames.append(respond(engine, problems, profile.prompt, params, n, name, mode))

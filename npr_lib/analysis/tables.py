@@ -17,7 +17,7 @@ from npr_lib.analysis import paper
 from npr_lib.analysis.ladder import CHANGES, COMPARISONS, NAMES
 from npr_lib.analysis.metrics import Estimate, efficiency, paired_difference
 from npr_lib.analysis.quantities import QUANTITIES, interval_text, quantity
-from npr_lib.analysis.reading import DECODINGS, decoded
+from npr_lib.analysis.reading import decoded, decodings
 from npr_lib.files import write_json
 
 _LADDER = ["Qwen3-4B-Instruct", "SR-Beta", "NPR-Beta", "SR", "NPR"]
@@ -41,11 +41,11 @@ PAPER_SPEED = pd.DataFrame(
 
 
 def differences(frames: Mapping[str, pd.DataFrame]) -> dict[str, Estimate]:
-    """Accuracy of `after` minus `before` for each of `COMPARISONS`, T = 1 and greedy."""
+    """Accuracy of `after` minus `before` for each of `COMPARISONS`, sampled and greedy."""
     found = {}
     for before, after in COMPARISONS:
         old, new = frames[NAMES[before]], frames[NAMES[after]]
-        for label, greedy in DECODINGS:
+        for label, greedy in decodings(new):
             pair = [decoded(frame, greedy) for frame in (old, new)]
             found[f"{NAMES[after]} − {NAMES[before]}, {label}"] = paired_difference(*pair)
     return found
@@ -54,7 +54,7 @@ def differences(frames: Mapping[str, pd.DataFrame]) -> dict[str, Estimate]:
 def changes(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """What each stage changed: paired differences on the same problems, `CHANGES` as rows."""
     table = pd.DataFrame(index=pd.Index(CHANGES.values()))
-    (sampled, _), (greedy, _) = DECODINGS
+    (sampled, _), (greedy, _) = decodings(frames[NAMES["npr"]])
     for metric, column, decoding in (
         ("avg", "avg", sampled),
         ("avg", "avg", greedy),
@@ -78,12 +78,12 @@ def headline(ladder: pd.DataFrame) -> pd.DataFrame:
     """The report's first table: a row a checkpoint, cells `67.7 [64.1, 71.2]`.
 
     Args:
-        ladder: what `metrics.ladder` returns; T = 1 for all but the greedy accuracy. Metrics of
+        ladder: what `metrics.ladder` returns; sampled, but for the greedy accuracy. Metrics of
             one's own come last.
     """
     kind = ladder["metric"].str.split("@").str[0]
     own = ladder["metric"][~kind.isin(QUANTITIES)].unique()
-    columns = [("avg", *decoding) for decoding in DECODINGS]
+    columns = [("avg", *decoding) for decoding in decodings(ladder)]
     columns += [(metric, "", False) for metric in (*HEADLINE, *own)]
     table = pd.DataFrame(index=pd.Index(ladder["checkpoint"].unique()))
     for metric, decoding, greedy in columns:

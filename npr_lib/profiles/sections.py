@@ -107,6 +107,10 @@ class Rejection:
     problems: int = 1000
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
+    def __post_init__(self) -> None:
+        if self.sampling.temperature == 0 and self.k > 1:
+            raise ValueError("sampling.temperature = 0: k samples would be k times the same")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SFT:
@@ -117,7 +121,7 @@ class SFT:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Responses to held-out problems: so many a problem at T = 1, and one greedy.
+    """Responses to held-out problems: so many samples a problem, and one greedy.
 
     metrics: more of them, name -> `module:function` of a frame of rollouts (a number, or an
     `Estimate`). speed_problems: whose decoding is timed, also the batch of the throughput.
@@ -128,6 +132,10 @@ class Evaluation:
     metrics: dict[str, str] = field(default_factory=dict)
     speed_problems: int = 16
     speed_rounds: int = 3
+
+    def __post_init__(self) -> None:
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature = 0: a greedy response is there beside samples")
 
 
 @dataclass(frozen=True, kw_only=True)
