@@ -38,7 +38,7 @@ def adopt(fields: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokeniz
         )
         # by default it would be loaded as it is stored, mostly in bfloat16
         model = AutoModelForCausalLM.from_pretrained(path, **{"dtype": "float32", **options})
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:  # TypeError: no such argument
         reason = str(error).splitlines()[0]
         raise WorkbenchError(f"model.path = {path} can't be loaded: {reason}") from error
     check_precision(model, f"model.path = {path}")

@@ -627,6 +627,16 @@ def test_bad_overrides(toy, override, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_exists_is_not_told_its_shape(tmp_path):
+    """As it was when tiny.yaml was copied, or on the command line."""
+    hint = r"model\.hidden_size beside model\.path.*Leave out hidden_size, .*'model=\{path: mine\}'"
+    with pytest.raises(ProfileError, match=hint):
+        load_profile("tiny", ["model.path=mine"])
+    assert load_profile("tiny", ["model={path: mine}"]).model == {"path": "mine"}
+    fits = {"path": "mine", "gguf_file": "a.gguf", "attention_dropout": 0.0}
+    assert make_profile({**PROFILE, "model": fits}).model == fits
+
+
 @pytest.mark.parametrize("key", ["span_bonuss: 0.9", "grpo: {max_stepz: 3}"])
 def test_a_misspelt_key_in_a_file_fails_at_once(tmp_path, key):
     path = tmp_path / "mine.yaml"
