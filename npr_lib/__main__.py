@@ -52,6 +52,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="STAGE",
         help="run this stage (03_npr, or 03) and those after it even if they are done",
     )
+    stages: dict[str, Any] = {"metavar": "STAGE[,STAGE]", "default": []}
+    stages["type"] = lambda text: text.split(",")
+    run.add_argument("--only", **stages, help="these stages and no others, where not done")
+    run.add_argument(
+        "--skip",
+        **stages,
+        help="not these stages; sr: not the sequential baselines SR-Beta and SR, anywhere",
+    )
     run.add_argument(
         "-p",
         dest="overrides",
@@ -237,6 +245,8 @@ def _run(options: argparse.Namespace) -> None:
         options.from_stage,
         options.overrides,
         smoke=options.smoke,
+        only=options.only,
+        skip=options.skip,
         dry=options.dry_run,
     )
     if not options.dry_run:

@@ -31,7 +31,11 @@ def divided(runs: Mapping[str, Frames]) -> dict[str, Frames]:
     """How the sampled responses of NPR-Beta, NPR and SR divide their problems, run by run: what
     `decomposition.divisions` returns. "parts" problems only."""
     return {
-        label: {name: divisions(sampled(frames[name])) for name in ("npr_beta", "npr", "sr")}
+        label: {
+            name: divisions(sampled(frames[name]))
+            for name in ("npr_beta", "npr", "sr")
+            if name in frames
+        }
         for label, frames in runs.items()
     }
 
@@ -61,8 +65,9 @@ def behaviour_table(divided: Mapping[str, Frames]) -> pd.DataFrame:
                 share(name).difference(): share(name).text(gain)
                 for name, gain in split_gain(beta, npr).items()
             },
-            ratio.title(): ratio.text(span_ratio(npr, frames["sr"])),
         }
+        if "sr" in frames:
+            rows[label][ratio.title()] = ratio.text(span_ratio(npr, frames["sr"]))
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -72,9 +77,11 @@ def _accuracies(frame: pd.DataFrame) -> list[str]:
 
 
 def pooled_differences(runs: Sequence[Frames]) -> dict[str, Estimate]:
-    """NPR - NPR-Beta, SR - SR-Beta and NPR - SR over all seeds, sampled and greedy."""
+    """NPR - NPR-Beta and, where there are baselines, SR - SR-Beta and NPR - SR over all seeds,
+    sampled and greedy."""
     found = {}
-    for before, after in (("npr_beta", "npr"), ("sr_beta", "sr"), ("sr", "npr")):
+    every = (("npr_beta", "npr"), ("sr_beta", "sr"), ("sr", "npr"))
+    for before, after in [pair for pair in every if set(pair) <= set(runs[0])]:
         for label, greedy in decodings(runs[0][after]):
             pairs = [(decoded(run[before], greedy), decoded(run[after], greedy)) for run in runs]
             name = f"{NAMES[after]} − {NAMES[before]}, {label}"

@@ -52,8 +52,9 @@ def read_call(
     _check_count(prefixes, count, "prefix")
     occurrences: Counter[int] = Counter()
     for index, (prompt, own, start) in enumerate(zip(prompts, every, prefixes, strict=True)):
-        text = isinstance(prompt, str)
-        ids = encode_prompt(prompt, tokenizer) if text else [int(i) for i in prompt]
+        if isinstance(prompt, str):
+            prompt = encode_prompt(prompt, tokenizer)
+        ids = [int(i) for i in prompt]
         if not ids:
             raise ValueError(f"prompt {index} is empty")
         if len(ids) >= context:

@@ -178,8 +178,8 @@ def arguments(name: str, section: Reinforcement, fields: dict[str, Any], seed: i
     own = args.per_device_train_batch_size * args.steps_per_generation
     if own % args.num_generations:
         raise WorkbenchError(
-            f"{name}.grpo: a process rolls out per_device_train_batch_size * steps_per_generation = "
-            f"{own} responses, which must be whole groups of num_generations = "
+            f"{name}.grpo: a process rolls out per_device_train_batch_size * steps_per_generation "
+            f"= {own} responses, which must be whole groups of num_generations = "
             f"{args.num_generations}"
         )
     if every % updates:
@@ -197,9 +197,9 @@ def check_counts(
     batch = args.generation_batch_size // args.num_generations
     if counts["train"] < batch:
         raise WorkbenchError(
-            f"{name}: a rollout batch is of {batch} problems, {args.generation_batch_size} responses "
-            f"in groups of {args.num_generations} ({name}.grpo), but the train split has "
-            f"{counts['train']} (problems.train)"
+            f"{name}: a rollout batch is of {batch} problems, {args.generation_batch_size} "
+            f"responses in groups of {args.num_generations} ({name}.grpo), but the train split "
+            f"has {counts['train']} (problems.train)"
         )
     if counts["validation"] < section.validation.problems:
         raise WorkbenchError(

@@ -46,7 +46,7 @@ def test_every_verdict_goes_to_its_problem_and_sample():
 
 
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])
-def test_evaluation_samples_as_the_profile_says_and_decodes_greedily_once(tmp_path, monkeypatch, mode):
+def test_evaluation_samples_by_the_profile_and_decodes_greedily_once(tmp_path, monkeypatch, mode):
     engine = ScriptedEngine(script)
     monkeypatch.setattr(evaluate, "load_engine", lambda stage, name: engine)
     monkeypatch.setattr(evaluate, "load_problems", lambda spec, split, seed: PROBLEMS)

@@ -24,14 +24,14 @@ from npr_lib.engine import SamplingParams
 from npr_lib.profiles.profile import load_profile
 from npr_lib.train import dapo, papo, reinforce
 
+SHORT = {"mask_truncated_completions": True}
+
 
 @pytest.mark.parametrize("split", [*SPLITS, {"steps_per_generation": 1}])
 def test_truncated_responses_may_be_left_out_of_the_loss(tmp_path, monkeypatch, split):
     """Their logprobs are not computed, so there is nothing to compare with the engine's."""
     settings = {"sampling": SamplingParams(max_tokens=40)}
-    trainer = make_trainer(
-        tmp_path, monkeypatch, REWARDS, "parallel", settings, mask_truncated_completions=True, **split
-    )
+    trainer = make_trainer(tmp_path, monkeypatch, REWARDS, settings=settings, **SHORT, **split)
     capture = Capture()
     trainer.add_callback(capture)
     trainer.train()
@@ -52,9 +52,7 @@ def test_truncated_responses_may_be_left_out_of_the_loss(tmp_path, monkeypatch, 
 
 def test_a_batch_of_truncated_responses_teaches_nothing_and_goes_on(tmp_path, monkeypatch):
     settings = {"sampling": SamplingParams(max_tokens=3)}
-    trainer = make_trainer(
-        tmp_path, monkeypatch, REWARDS, "parallel", settings, mask_truncated_completions=True
-    )
+    trainer = make_trainer(tmp_path, monkeypatch, REWARDS, settings=settings, **SHORT)
     trainer.train()
     log = trainer.state.log_history[0]
     assert log["loss"] == 0 and log["grad_norm"] == 0
@@ -72,13 +70,13 @@ def test_any_size_of_a_group_will_do(count):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sampling.temperature=0", r"sampling\.temperature = 0: greedy responses .* are all the same"),
-        ("grpo.save_strategy='no'", r"grpo\.save_strategy = no: .*validation\.every says how many"),
+        ("sampling.temperature=0", r"sampling\.temperature = 0: greedy .* are all the same"),
+        ("grpo.save_strategy='no'", r"grpo\.save_strategy = no: .*every says how many"),
         ("grpo.save_strategy=epoch", r"grpo\.save_strategy = epoch"),
         ("grpo.eval_strategy='no'", r"grpo\.eval_strategy = no"),
         ("grpo.num_generations=3", "must be divisible by num_generations|whole groups"),
         ("validation.problems=9", r"validation\.problems = 9, but the validation split has 8"),
-        ("grpo.per_device_train_batch_size=256", r"a rollout batch is of 128 problems, 256 resp.* 64"),
+        ("grpo.per_device_train_batch_size=256", r"batch is of 128 problems.* 64"),
     ],
 )
 @pytest.mark.parametrize("stage", ["npr_zero", "npr"])
