@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -229,6 +230,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.command(options)
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(f"error: {error.strerror}: {error.filename or Path.cwd()}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; {options.resume}", file=sys.stderr)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -111,10 +112,22 @@ def run(
     asked = _asked(stages, only, skip - SKIPS_BASELINES)
     _check_inputs(run_dir, stages, asked)
     job = Job(run_dir, settings, root, stages, asked, stream or sys.stderr)
+    sections = _sections(job, first)
     if dry:
         _tell(job, first)
+        if "problems" in sections:  # the library's own stages
+            from npr_lib.workbench import plan  # transformers and TRL, seconds
+
+            job.say(plan.plan(settings, sections, str(profile)))
         return run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if "problems" in sections:
+        from npr_lib.workbench import preflight
+
+        preflight.check(settings, sections, run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{run_dir} can't be made: {error.strerror}") from error
     with take_lock(run_dir):
         _wait_for_orphans(run_dir)
         save_profile(settings, run_dir / "profile.yaml")
@@ -149,6 +162,17 @@ def _check_inputs(run_dir: Path, stages: Sequence[Notebook], asked: set[str]) ->
                 f"{notebook.name} needs {needed[0]}, which {maker} makes and has not made yet: "
                 f"leave both in, or {notebook.name} out too"
             )
+
+
+def _sections(job: Job, first: int) -> set[str]:
+    """What the stages that would run read of the profile."""
+    due = (
+        notebook.sections
+        for index, notebook in enumerate(job.notebooks)
+        if notebook.name in job.asked
+        and (index >= first or why_run(notebook, job.run_dir, _now(job, notebook)) is not None)
+    )
+    return set(chain.from_iterable(due))
 
 
 def _tell(job: Job, first: int) -> None:

@@ -257,7 +257,10 @@ def test_some_stages_may_be_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"skip": ["01"]}, r"90_third needs second\.txt, which 01_second makes and has not made yet"),
+        (
+            {"skip": ["01"]},
+            r"90_third needs second\.txt, which 01_second makes and has not made yet",
+        ),
         ({"only": ["90"]}, r"90_third needs second\.txt"),
         ({"only": ["3"]}, "unknown stage '3'; there are: 00_first"),
         ({"skip": ["npr"]}, "unknown stage 'npr'; there are: 00_first"),
