@@ -145,7 +145,8 @@ def _apply(sections: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise ProfileError(_unknown(key, sections))
         section = inner
-    if not isinstance(value, dict) and (inside := _inside(key, sections)):
+    whole = isinstance(value, dict) or key == "prompt"  # which may be a text too
+    if not whole and (inside := _inside(key, sections)):
         raise ProfileError(f"{key} is a section; set one of its keys: {', '.join(inside)}")
     section[last] = value
 

@@ -147,7 +147,6 @@ class Profile:
     with further arguments of `from_pretrained`. prompt: goes through the chat template, if any;
     with a system message or options for that a mapping of `tasks.problems.PROMPT_KEYS`.
     smoke: sections with the changes for the smallest sizes (`run --smoke`).
-    smoke: overrides, `KEY=VALUE`, for the smallest sizes (`run --smoke`).
     baselines: whether SR-Beta and SR, the same without branches, are trained and measured too.
     notebooks: more stages than those of the folder, by their paths. own: whatever one's own
     notebooks read.
@@ -166,7 +165,6 @@ class Profile:
     npr: NPR = NPR()
     evaluation: Evaluation = Evaluation()
     smoke: dict[str, Any] = field(default_factory=dict)
-    smoke: tuple[str, ...] = ()
     baselines: bool = True
     notebooks: tuple[str, ...] = ()
     own: dict[str, Any] = field(default_factory=dict)
