@@ -53,8 +53,8 @@ def tokenizer(chat: str | None = CHAT) -> PreTrainedTokenizerFast:
     return found
 
 
-def write_model(folder: Path, steps: int = 200) -> Path:
-    """Trained for a few seconds on `RESPONSES`, whatever is asked."""
+def write_model(folder: Path, system: str, steps: int = 200) -> Path:
+    """Trained for a few seconds on `RESPONSES`, whatever is asked after this system message."""
     torch.manual_seed(0)
     own = tokenizer()
     config = LlamaConfig(
@@ -75,7 +75,8 @@ def write_model(folder: Path, steps: int = 200) -> Path:
     for step in range(steps):
         rows = []
         for i in torch.randint(len(problems), (12,), generator=draw).tolist():
-            asked = [{"role": "user", "content": problems[i]["question"]}]
+            asked = [{"role": "system", "content": system}]
+            asked += [{"role": "user", "content": problems[i]["question"]}]
             prompt = own.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
             response = RESPONSES[int(torch.randint(len(RESPONSES), (1,), generator=draw))]
             rows.append(own.encode(f"{prompt}{response}<eos>", add_special_tokens=False))
