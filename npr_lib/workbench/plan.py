@@ -2,9 +2,8 @@
 
 Memory of a device, for N parameters in P processes:
 
-    weights, gradients, Adam    4 N + 4 N + 8 N bytes, float32; over P where a configuration of
-                                accelerate's (FSDP, DeepSpeed) shards them
-    gathered                    sharded: the largest module twice, in the precision that computes
+    weights, gradients, Adam    4 N + 4 N + 8 N bytes, float32; the last over P in ZeRO stage 1, the
+                                last two in stage 2 (the engine needs the weights whole)
     activations                 of a micro-batch of B responses at the full budget L: with gradient
                                 checkpointing B L h a layer and what one layer keeps, else that of
                                 every layer; B L (8 h + 4 i) for hidden size h, intermediate size i.
@@ -29,7 +28,7 @@ from npr_lib import WorkbenchError
 from npr_lib.analysis.ladder import rungs
 from npr_lib.profiles.sections import Profile
 from npr_lib.workbench import preflight
-from npr_lib.workbench.shapes import config, disk, parameters
+from npr_lib.workbench.shapes import config, disk, kv_bytes, parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +97,15 @@ def _model(profile: Profile, shape: PreTrainedConfig, count: int) -> Iterator[st
         f"  model       {total / 1e6:,.1f} M parameters: {shape.num_hidden_layers} layers of "
         f"{shape.hidden_size}, vocabulary {shape.vocab_size:,}"
     )
-    sharded = count > 1 and profile.launch.config_file is not None  # type: ignore[attr-defined]
-    parts = memory(profile, shape, count if sharded else 1)
+    parts = memory(profile, shape, count, preflight.zero_stage(profile))
     told = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in parts.items() if size)
     yield f"  memory      {sum(parts.values()) / 1e9:.1f} GB a device: {told}"
     yield f"  disk        {(disk(profile) or 0) / 1e9:.1f} GB of models and checkpoints at most"
 
 
-def memory(profile: Profile, shape: PreTrainedConfig, shards: int = 1) -> dict[str, float]:
+def memory(
+    profile: Profile, shape: PreTrainedConfig, count: int = 1, zero: int = 0
+) -> dict[str, float]:
     """Bytes of a device in reinforcement learning, the larger of its two stages, by what for."""
     total, layers = parameters(shape), shape.num_hidden_layers
     grpo, wide, deep = profile.npr.grpo, shape.hidden_size, shape.intermediate_size
@@ -116,23 +116,14 @@ def memory(profile: Profile, shape: PreTrainedConfig, shards: int = 1) -> dict[s
     checkpointed = tokens * wide * width * layers + kept
     sglang = profile.engine.backend != "torch"
     pool = profile.engine.num_slots * kv_bytes(shape, 2 if sglang else 4)
-    largest = max(wide * shape.vocab_size, total // layers)
     return {
-        "weights": 4 * total / shards,
-        "gradients": 4 * total / shards,
-        "Adam": 8 * total / shards,
-        "gathered": 2 * largest * width if shards > 1 else 0,
+        "weights": 4 * total,
+        "gradients": 4 * total / (count if zero >= 2 else 1),
+        "Adam": 8 * total / (count if zero >= 1 else 1),
         "activations": checkpointed if grpo.get("gradient_checkpointing") else kept * layers,
         "rollout weights": 2 * total if sglang else 0,
         "KV pool": pool,
     }
-
-
-def kv_bytes(shape: PreTrainedConfig, width: int) -> int:
-    """Bytes of a token's keys and values in numbers of `width` bytes."""
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    return 2 * shape.num_hidden_layers * heads * size * width
 
 
 def _times(
@@ -197,5 +188,9 @@ def _unverified(profile: Profile, count: int) -> Iterator[str]:
     yield UNVERIFIED
     if count > 1:
         yield f"{count} devices and how they talk: a training is tested with CPU processes only"
+    if preflight.zero_stage(profile):
+        yield "DeepSpeed, which is not among the dependencies: how it holds weights is its own"
+    if getattr(profile, "lora", None):
+        yield "adapters: gradients, Adam and checkpoints are of them only, and less than is said"
     if profile.problems["kind"] in ("hub", "benchmark"):
         yield "the problems: they are on the hub unless a file of theirs lies here"

