@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,14 @@ def parser() -> argparse.ArgumentParser:
         dest="from_stage",
         metavar="STAGE",
         help="run this stage (03_npr, or 03) and those after it even if they are done",
+    )
+    stages: dict[str, Any] = {"metavar": "STAGE[,STAGE]", "default": []}
+    stages["type"] = lambda text: text.split(",")
+    run.add_argument("--only", **stages, help="these stages and no others, where not done")
+    run.add_argument(
+        "--skip",
+        **stages,
+        help="not these stages; sr: not the sequential baselines SR-Beta and SR, anywhere",
     )
     run.add_argument(
         "-p",
@@ -227,6 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(f"error: {error.strerror}: {error.filename or Path.cwd()}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"interrupted; {options.resume}", file=sys.stderr)
         return 130
@@ -242,6 +256,8 @@ def _run(options: argparse.Namespace) -> None:
         options.from_stage,
         options.overrides,
         smoke=options.smoke,
+        only=options.only,
+        skip=options.skip,
         dry=options.dry_run,
     )
     if not options.dry_run:

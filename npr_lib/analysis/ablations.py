@@ -10,7 +10,7 @@ from npr_lib.analysis.branching import span_ratio, split_gain, wrong_part_rate
 from npr_lib.analysis.ladder import NAMES
 from npr_lib.analysis.metrics import Estimate, format_pass, pooled_difference, trigger_rate
 from npr_lib.analysis.quantities import QUANTITIES, share
-from npr_lib.analysis.reading import DECODINGS, decoded, sampled
+from npr_lib.analysis.reading import decoded, decodings, sampled
 from npr_lib.tasks.parts.divisions import divisions
 
 Frames = Mapping[str, pd.DataFrame]  # checkpoint -> rollouts
@@ -31,7 +31,11 @@ def divided(runs: Mapping[str, Frames]) -> dict[str, Frames]:
     """How the sampled responses of NPR-Beta, NPR and SR divide their problems, run by run: what
     `decomposition.divisions` returns. "parts" problems only."""
     return {
-        label: {name: divisions(sampled(frames[name])) for name in ("npr_beta", "npr", "sr")}
+        label: {
+            name: divisions(sampled(frames[name]))
+            for name in ("npr_beta", "npr", "sr")
+            if name in frames
+        }
         for label, frames in runs.items()
     }
 
@@ -61,21 +65,24 @@ def behaviour_table(divided: Mapping[str, Frames]) -> pd.DataFrame:
                 share(name).difference(): share(name).text(gain)
                 for name, gain in split_gain(beta, npr).items()
             },
-            ratio.title(): ratio.text(span_ratio(npr, frames["sr"])),
         }
+        if "sr" in frames:
+            rows[label][ratio.title()] = ratio.text(span_ratio(npr, frames["sr"]))
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _accuracies(frame: pd.DataFrame) -> list[str]:
-    means = (decoded(frame, greedy)["accuracy"].mean() for _, greedy in DECODINGS)
+    means = (decoded(frame, greedy)["accuracy"].mean() for _, greedy in decodings(frame))
     return list(map(QUANTITIES["avg"].number, means))
 
 
 def pooled_differences(runs: Sequence[Frames]) -> dict[str, Estimate]:
-    """NPR - NPR-Beta, SR - SR-Beta and NPR - SR over all seeds, T = 1 and greedy."""
+    """NPR - NPR-Beta and, where there are baselines, SR - SR-Beta and NPR - SR over all seeds,
+    sampled and greedy."""
     found = {}
-    for before, after in (("npr_beta", "npr"), ("sr_beta", "sr"), ("sr", "npr")):
-        for label, greedy in DECODINGS:
+    every = (("npr_beta", "npr"), ("sr_beta", "sr"), ("sr", "npr"))
+    for before, after in [pair for pair in every if set(pair) <= set(runs[0])]:
+        for label, greedy in decodings(runs[0][after]):
             pairs = [(decoded(run[before], greedy), decoded(run[after], greedy)) for run in runs]
             name = f"{NAMES[after]} − {NAMES[before]}, {label}"
             found[name] = pooled_difference(pairs)
@@ -92,11 +99,11 @@ def ablation_table(results: Mapping[str, Sequence[Frames]]) -> pd.DataFrame:
         found = zip(*(_accuracies(run["npr"]) for run in runs), strict=True)
         row = {
             accuracy.title(label): " / ".join(means)
-            for (label, _), means in zip(DECODINGS, found, strict=True)
+            for (label, _), means in zip(decodings(frame), found, strict=True)
         }
         for metric, column in columns.items():
             row[QUANTITIES[metric].title()] = QUANTITIES[metric].number(frame[column].mean())
-        for label, greedy in DECODINGS:
+        for label, greedy in decodings(frame):
             pairs = [
                 (decoded(old["npr"], greedy), decoded(new["npr"], greedy))
                 for old, new in zip(first, runs, strict=True)

@@ -31,7 +31,7 @@ def load_engine(stage: Stage, name: str) -> TorchEngine:
 
 def evaluate(stage: Stage, name: str, split: Split = "test") -> pd.DataFrame:
     """Responses of checkpoint run_dir / name to every problem of a split, in the mode it was
-    trained for: `samples` at T = 1 and one greedy (column `temperature` tells them apart).
+    trained for: `samples` by `sampling` and one greedy (column `temperature` tells them apart).
 
     Written to `rollouts_path`; what was answered before, of the same, is read from there.
     """
@@ -44,7 +44,9 @@ def evaluate(stage: Stage, name: str, split: Split = "test") -> pd.DataFrame:
     problems = load_problems(profile.problems, split, stage.seed)
     mode = checkpoint_mode(stage.run_dir / name)
     frames = []
-    for i, (temperature, n) in enumerate(((1.0, section.samples), (0.0, 1))):
+    for i, (temperature, n) in enumerate(
+        ((section.sampling.temperature, section.samples), (0.0, 1))
+    ):
         seed = mix(stage.seed, i)
         params = replace(section.sampling, temperature=temperature, seed=seed)
         frames.append(respond(engine, problems, profile.prompt, params, n, name, mode))
@@ -88,7 +90,7 @@ def respond(
 
 def speed(stage: Stage) -> dict[str, Any]:
     """Decoding speed of NPR in parallel, of SR, and of the same NPR responses one token after the
-    other, all in this process, problem by problem in turn.
+    other, all in this process, problem by problem in turn; without SR where a run has no baselines.
 
     Latency is measured with one response in flight, throughput with `batch` of them. Tokens are
     completion tokens, engine-written ones included. Written to run_dir / "speed.json":
@@ -97,17 +99,22 @@ def speed(stage: Stage) -> dict[str, Any]:
     measured within one round; `ideal` is work / span of the replayed responses.
     """
     profile, section = stage.profile, stage.profile.evaluation
-    npr, sr = (load_engine(stage, name) for name in ("npr", "sr"))
+    npr = load_engine(stage, "npr")
     problems = load_problems(profile.problems, "test", stage.seed)[: section.speed_problems]
     prompts = [build_prompt(p, profile.prompt, npr.tokenizer) for p in problems]
     params = replace(section.sampling, seed=stage.seed)
     own = npr.generate(prompts, params)
     runs: dict[str, Callable[[slice], list[Trajectory]]] = {
         "npr": lambda part: npr.generate(prompts[part], params),
-        "sr": lambda part: sr.generate(prompts[part], params, mode="sequential"),
         "replay_parallel": lambda part: npr.replay_all(own[part], "parallel"),
         "replay_sequential": lambda part: npr.replay_all(own[part], "sequential"),
     }
+    ratios = {"replay": ("replay_sequential", "replay_parallel", "seconds_per_response")}
+    if profile.baselines:
+        sr = load_engine(stage, "sr")
+        runs["sr"] = lambda part: sr.generate(prompts[part], params, mode="sequential")
+        ratios["npr_over_sr_tokens"] = ("npr", "sr", "tokens_per_second")
+        ratios["npr_over_sr_time"] = ("sr", "npr", "seconds_per_response")
     result: dict[str, Any] = {
         "ideal": sum(t.work for t in own) / sum(t.span for t in own),
         "problems": len(problems),
@@ -118,13 +125,7 @@ def speed(stage: Stage) -> dict[str, Any]:
             for _ in _rounds(section.speed_rounds, kind)
         ]
         result[kind] = {name: _median([r[name] for r in rounds]) for name in runs}
-        result[f"{kind}_ratios"] = {
-            "npr_over_sr_tokens": _ratio(rounds, "npr", "sr", "tokens_per_second"),
-            "npr_over_sr_time": _ratio(rounds, "sr", "npr", "seconds_per_response"),
-            "replay": _ratio(
-                rounds, "replay_sequential", "replay_parallel", "seconds_per_response"
-            ),
-        }
+        result[f"{kind}_ratios"] = {name: _ratio(rounds, *of) for name, of in ratios.items()}
     write_json(stage.run_dir / "speed.json", result)
     return result
 

@@ -5,6 +5,15 @@ from __future__ import annotations
 LADDER = ("seed", "npr_zero", "sr_beta", "npr_beta", "sr", "npr")
 """Folders of the checkpoints, in the order of the report."""
 
+BASELINES = ("sr_beta", "sr")
+"""Those that a run may leave out: the same without branches."""
+
+
+def rungs(baselines: bool = True) -> tuple[str, ...]:
+    """The ladder of a run, with its sequential baselines or without."""
+    return LADDER if baselines else tuple(name for name in LADDER if name not in BASELINES)
+
+
 NAMES = {
     "seed": "seed",
     "npr_zero": "NPR-Zero",

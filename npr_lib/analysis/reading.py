@@ -67,13 +67,14 @@ def read_tokenizer(run_dir: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(Path(run_dir) / made[-1])
 
 
-DECODINGS = (("T = 1", False), ("greedy", True))
-"""What a decoding is called, and whether it is greedy."""
-
-
 def decoding(temperature: float) -> str:
     """What decoding at a temperature is called."""
     return "greedy" if temperature == 0 else f"T = {temperature:g}"
+
+
+def decodings(frame: pd.DataFrame) -> tuple[tuple[str, bool], tuple[str, bool]]:
+    """What the decodings of a frame are called, and whether they are greedy: sampled, greedy."""
+    return (decoding(frame["temperature"].max()), False), (decoding(0), True)
 
 
 def decoded(frame: pd.DataFrame, greedy: bool) -> pd.DataFrame:

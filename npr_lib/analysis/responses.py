@@ -27,7 +27,7 @@ from npr_lib.engine import Finish, SamplingParams, SGLangEngine, TorchEngine
 from npr_lib.engine.sampling import mix
 from npr_lib.files import relative, write_json
 from npr_lib.progress import report_progress
-from npr_lib.reasoning.tokens import encode
+from npr_lib.reasoning.tokens import encode_prompt
 from npr_lib.reasoning.trajectory import Mode, Trajectory, from_row, to_rows
 from npr_lib.tasks.problems import Problem, ProblemSet, Prompt, build_prompt
 from npr_lib.train.rollout import Rollout, score
@@ -124,7 +124,7 @@ def _batch(
         texts = [build_prompt(problem, template, engine.tokenizer) for problem in batch]
     except ValueError as error:  # what a tokenizer without a chat template has no place for
         raise WorkbenchError(str(error)) from error
-    prompts = [encode(text, engine.tokenizer) for text in texts]
+    prompts = [encode_prompt(text, engine.tokenizer) for text in texts]
     for problem, ids in zip(batch, prompts, strict=True):
         if len(ids) >= engine.context:
             raise WorkbenchError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from npr_lib.analysis import paper
 from npr_lib.analysis.ladder import CHANGES, COMPARISONS, NAMES
 from npr_lib.analysis.metrics import Estimate, efficiency, paired_difference
 from npr_lib.analysis.quantities import QUANTITIES, interval_text, quantity
-from npr_lib.analysis.reading import DECODINGS, decoded
+from npr_lib.analysis.reading import decoded, decodings
 from npr_lib.files import write_json
 
+Pair = tuple[str, str]  # (before, after)
 _LADDER = ["Qwen3-4B-Instruct", "SR-Beta", "NPR-Beta", "SR", "NPR"]
 PAPER = pd.DataFrame(
     {
@@ -41,20 +42,27 @@ PAPER_SPEED = pd.DataFrame(
 
 
 def differences(frames: Mapping[str, pd.DataFrame]) -> dict[str, Estimate]:
-    """Accuracy of `after` minus `before` for each of `COMPARISONS`, T = 1 and greedy."""
+    """Accuracy of `after` minus `before` for each of `COMPARISONS` that there is, sampled and
+    greedy."""
     found = {}
-    for before, after in COMPARISONS:
+    for before, after in _there(COMPARISONS, frames):
         old, new = frames[NAMES[before]], frames[NAMES[after]]
-        for label, greedy in DECODINGS:
+        for label, greedy in decodings(new):
             pair = [decoded(frame, greedy) for frame in (old, new)]
             found[f"{NAMES[after]} − {NAMES[before]}, {label}"] = paired_difference(*pair)
     return found
 
 
+def _there(pairs: Iterable[Pair], frames: Mapping[str, pd.DataFrame]) -> list[Pair]:
+    """The pairs of checkpoints that were both evaluated."""
+    return [pair for pair in pairs if all(NAMES[name] in frames for name in pair)]
+
+
 def changes(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """What each stage changed: paired differences on the same problems, `CHANGES` as rows."""
-    table = pd.DataFrame(index=pd.Index(CHANGES.values()))
-    (sampled, _), (greedy, _) = DECODINGS
+    pairs = _there(CHANGES, frames)
+    table = pd.DataFrame(index=pd.Index([CHANGES[pair] for pair in pairs]))
+    (sampled, _), (greedy, _) = decodings(frames[NAMES["npr"]])
     for metric, column, decoding in (
         ("avg", "avg", sampled),
         ("avg", "avg", greedy),
@@ -63,7 +71,7 @@ def changes(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         ("span", "span", sampled),
     ):
         shown, cells = QUANTITIES[metric], []
-        for pair in CHANGES:
+        for pair in pairs:
             old, new = (decoded(frames[NAMES[name]], decoding == greedy) for name in pair)
             cells.append(shown.text(paired_difference(old, new, column)))
         table[shown.difference(decoding)] = cells
@@ -78,12 +86,12 @@ def headline(ladder: pd.DataFrame) -> pd.DataFrame:
     """The report's first table: a row a checkpoint, cells `67.7 [64.1, 71.2]`.
 
     Args:
-        ladder: what `metrics.ladder` returns; T = 1 for all but the greedy accuracy. Metrics of
+        ladder: what `metrics.ladder` returns; sampled, but for the greedy accuracy. Metrics of
             one's own come last.
     """
     kind = ladder["metric"].str.split("@").str[0]
     own = ladder["metric"][~kind.isin(QUANTITIES)].unique()
-    columns = [("avg", *decoding) for decoding in DECODINGS]
+    columns = [("avg", *decoding) for decoding in decodings(ladder)]
     columns += [(metric, "", False) for metric in (*HEADLINE, *own)]
     table = pd.DataFrame(index=pd.Index(ladder["checkpoint"].unique()))
     for metric, decoding, greedy in columns:
@@ -108,6 +116,7 @@ def speed_table(speed: Mapping[str, Any]) -> pd.DataFrame:
         "replay_parallel": "NPR's responses again, parallel",
         "replay_sequential": "NPR's responses again, sequential",
     }
+    rows = {name: title for name, title in rows.items() if name in speed["latency"]}
     table = pd.DataFrame(index=pd.Index(rows.values()))
     for setting, batch in (("latency", 1), ("throughput", speed["problems"])):
         for unit, digits in (("seconds_per_response", 4), ("tokens_per_second", 0)):
@@ -124,13 +133,15 @@ def speedup_table(speed: Mapping[str, Any]) -> pd.DataFrame:
         "npr_over_sr_time": "against SR: time of a response",
         "npr_over_sr_tokens": "against SR: tokens/s (the paper's measure)",
     }
+    questions = {name: q for name, q in questions.items() if name in speed["latency_ratios"]}
     table = pd.DataFrame(index=pd.Index(questions.values()))
     for setting, batch in (("latency", 1), ("throughput", speed["problems"])):
         ratios = [speed[f"{setting}_ratios"][name] for name in questions]
         table[f"batch {batch}"] = [f"{ratio:.2f}×" for ratio in ratios]
-    table["ideal (work/span)"] = [f"{speed['ideal']:.2f}×", "–", "–"]
+    others = ["–"] * (len(questions) - 1)
+    table["ideal (work/span)"] = [f"{speed['ideal']:.2f}×", *others]
     reached = efficiency(speed["latency_ratios"]["replay"], speed["ideal"])
-    table["reached at batch 1"] = [f"{reached:.0%}", "–", "–"]
+    table["reached at batch 1"] = [f"{reached:.0%}", *others]
     return table
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from npr_lib.engine.api import Prefix, SamplingParams
 from npr_lib.engine.sampling import hash_ids, mix
 from npr_lib.reasoning.layout import BranchPath, by_branch, layout, sampled_tokens
-from npr_lib.reasoning.tokens import StyleIds, TagIds, encode
+from npr_lib.reasoning.tokens import StyleIds, TagIds, encode_prompt
 from npr_lib.reasoning.trajectory import Mode, Trajectory
 
 
@@ -52,7 +52,9 @@ def read_call(
     _check_count(prefixes, count, "prefix")
     occurrences: Counter[int] = Counter()
     for index, (prompt, own, start) in enumerate(zip(prompts, every, prefixes, strict=True)):
-        ids = encode(prompt, tokenizer) if isinstance(prompt, str) else [int(i) for i in prompt]
+        if isinstance(prompt, str):
+            prompt = encode_prompt(prompt, tokenizer)
+        ids = [int(i) for i in prompt]
         if not ids:
             raise ValueError(f"prompt {index} is empty")
         if len(ids) >= context:

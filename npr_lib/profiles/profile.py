@@ -146,7 +146,8 @@ def _apply(sections: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise ProfileError(_unknown(key, sections))
         section = inner
-    if not isinstance(value, dict) and (inside := _inside(key, sections)):
+    whole = isinstance(value, dict) or key == "prompt"  # which may be a text too
+    if not whole and (inside := _inside(key, sections)):
         raise ProfileError(f"{key} is a section; set one of its keys: {', '.join(inside)}")
     section[last] = value
 
@@ -170,6 +171,7 @@ def _check(sections: Mapping[str, Any], title: str) -> None:
         known = _known(sections)
     except ValueError as error:  # no such kind of problems
         raise ProfileError(f"{title}: {error}") from error
+    _check_model(sections.get("model"), title)
     whole = {
         key.removesuffix(".*") for key, hint in known.items() if hint is not None or "*" in key
     }
@@ -184,6 +186,19 @@ def _check(sections: Mapping[str, Any], title: str) -> None:
             _fit(known[key], value)
         except ValidationError as error:
             raise ProfileError(f"{title}: {_told(error, key)}") from error
+
+
+def _check_model(model: Any, title: str) -> None:
+    """ProfileError for a model that exists already and is told what it is like."""
+    if not isinstance(model, Mapping) or len(model) < 2 or "path" not in model:
+        return
+    own = importlib.import_module("transformers").Qwen3Config.__annotations__
+    if told := [key for key in model if key in own and key not in _MAY_CHANGE]:
+        raise ProfileError(
+            f"{title}: model.{told[0]} beside model.path: the model there has its own "
+            f"{told[0]}. Leave out {', '.join(told)} (they are for a model that is made here), or "
+            f"replace the whole section: -p 'model={{path: {model['path']}}}'"
+        )
 
 
 def _fit(hint: Any, value: Any) -> None:
@@ -226,6 +241,8 @@ def _known(sections: Mapping[str, Any], every: bool = False) -> dict[str, Any]:
 
 
 _QWEN = "transformers:Qwen3Config"
+# Fields of a configuration that may be another for weights that exist.
+_MAY_CHANGE = ("attention_dropout", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def _of_class(cls: type, start: str, given: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:

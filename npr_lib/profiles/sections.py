@@ -110,6 +110,10 @@ class Rejection:
     problems: int = 1000
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
+    def __post_init__(self) -> None:
+        if self.sampling.temperature == 0 and self.k > 1:
+            raise ValueError("sampling.temperature = 0: k samples would be k times the same")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SFT:
@@ -120,7 +124,7 @@ class SFT:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Responses to held-out problems: so many a problem at T = 1, and one greedy.
+    """Responses to held-out problems: so many samples a problem, and one greedy.
 
     metrics: more of them, name -> `module:function` of a frame of rollouts (a number, or an
     `Estimate`). speed_problems: whose decoding is timed, also the batch of the throughput.
@@ -131,6 +135,10 @@ class Evaluation:
     metrics: dict[str, str] = field(default_factory=dict)
     speed_problems: int = 16
     speed_rounds: int = 3
+
+    def __post_init__(self) -> None:
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature = 0: a greedy response is there beside samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +151,7 @@ class Profile:
     with a system message or options for that a mapping of `tasks.problems.PROMPT_KEYS`.
     lora: fields of peft.LoraConfig: adapters train (`train.lora`); without, all weights.
     smoke: sections with the changes for the smallest sizes (`run --smoke`).
+    baselines: whether SR-Beta and SR, the same without branches, are trained and measured too.
     notebooks: more stages than those of the folder, by their paths. own: whatever one's own
     notebooks read.
     """
@@ -161,5 +170,6 @@ class Profile:
     evaluation: Evaluation = Evaluation()
     lora: dict[str, Any] = field(default_factory=dict)
     smoke: dict[str, Any] = field(default_factory=dict)
+    baselines: bool = True
     notebooks: tuple[str, ...] = ()
     own: dict[str, Any] = field(default_factory=dict)

@@ -84,6 +84,14 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
+def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt: with one BOS in front where the tokenizer begins texts with it (Gemma,
+    Llama 2), whether or not a chat template has written it already."""
+    ids, bos = encode(text, tokenizer), tokenizer.bos_token_id
+    begins = bos is not None and tokenizer.encode("")[:1] == [bos]
+    return [bos, *ids] if begins and ids and ids[0] != bos else ids
+
+
 @dataclass(frozen=True, slots=True)
 class StyleIds:
     """A style as token ids: the white space that the engine writes, each piece encoded apart.

@@ -44,7 +44,7 @@ def adopt(fields: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokeniz
             own = {k: v for k, v in options.items() if k == "gguf_file"}
             tokenizer = AutoTokenizer.from_pretrained(path, **own)
             model = AutoModelForCausalLM.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:  # TypeError: no such argument
         reason = str(error).splitlines()[0]
         raise WorkbenchError(f"model.path = {path} can't be loaded: {reason}") from error
     check_precision(model, f"model.path = {path}")

@@ -26,6 +26,7 @@ from npr_lib.train.logs import log_to
 from npr_lib.train.lora import add_adapter, load_trainable
 from npr_lib.train.trainer import Recipe, RolloutTrainer
 
+GENERATIONS = GRPOConfig.num_generations  # a group, where a profile does not say
 # TRL's defaults that would bite here; a profile may set them.
 DEFAULTS: dict[str, Any] = {
     "bf16": False,
@@ -64,13 +65,8 @@ def train(
         split: load_problems(profile.problems, split, stage.seed)
         for split in ("train", "validation")
     }
-    validation = sets["validation"]
-    if len(validation) < section.validation.problems:
-        raise WorkbenchError(
-            f"{name}: validation.problems = {section.validation.problems}, but the validation "
-            f"split has {len(validation)} (problems.validation)"
-        )
     args = arguments(name, section, fields, stage.seed)  # before anything is begun
+    check_counts(name, section, args, {split: len(found) for split, found in sets.items()})
     training = begin_training(folder, start, _identity(stage, recipe, fields, problems))
     if training.done:
         _gather_rollouts(folder, stage.run_dir)
@@ -86,7 +82,7 @@ def train(
             args,
             engine,
             sets["train"],
-            validation[: section.validation.problems],
+            sets["validation"][: section.validation.problems],
             profile.prompt,
             recipe,
         )
@@ -143,11 +139,24 @@ def arguments(name: str, section: Reinforcement, fields: dict[str, Any], seed: i
     """TRL's arguments, but for where to write; WorkbenchError unless rollout batches begin and end
     with optimizer steps, and checkpoints with rollout batches."""
     every = section.validation.every
+    for key in ("save_strategy", "eval_strategy"):
+        if (value := fields.get(key, "steps")) != "steps":
+            raise WorkbenchError(
+                f"{name}.grpo.{key} = {value}: a checkpoint is written and validated every so many "
+                f"steps, and the best is kept; {name}.validation.every says how many"
+            )
+    if section.sampling.temperature == 0:
+        raise WorkbenchError(
+            f"{name}.sampling.temperature = 0: greedy responses to a problem are all the same, so "
+            "nothing can be learnt from them (the paper: 1)"
+        )
     try:
         args = GRPOConfig(
             **{
                 **DEFAULTS,
                 "mask_truncated_completions": False,
+                # TRL's own evaluation, which has to divide by it, is replaced by `evaluate`
+                "per_device_eval_batch_size": fields.get("num_generations", GENERATIONS),
                 "save_strategy": "steps",
                 "save_steps": every,
                 "eval_strategy": "steps",
@@ -171,6 +180,13 @@ def arguments(name: str, section: Reinforcement, fields: dict[str, Any], seed: i
             f"gradient_accumulation_steps = {args.gradient_accumulation_steps}: an optimizer step "
             "is made of whole parts of one rollout batch"
         )
+    own = args.per_device_train_batch_size * args.steps_per_generation
+    if own % args.num_generations:
+        raise WorkbenchError(
+            f"{name}.grpo: a process rolls out per_device_train_batch_size * steps_per_generation "
+            f"= {own} responses, which must be whole groups of num_generations = "
+            f"{args.num_generations}"
+        )
     if every % updates:
         raise WorkbenchError(
             f"{name}: a checkpoint every {every} steps falls into the middle of a rollout batch, "
@@ -191,6 +207,24 @@ def switch_dropout_off(model: torch.nn.Module) -> None:
             setattr(module, name, 0.0)
     if found := found - {0.0}:
         print(f"dropout of {', '.join(map(str, sorted(found)))} is off: engine and trainer agree")
+
+
+def check_counts(
+    name: str, section: Reinforcement, args: GRPOConfig, counts: Mapping[str, int]
+) -> None:
+    """WorkbenchError if a split ("train", "validation") has fewer problems than the stage takes."""
+    batch = args.generation_batch_size // args.num_generations
+    if counts["train"] < batch:
+        raise WorkbenchError(
+            f"{name}: a rollout batch is of {batch} problems, {args.generation_batch_size} "
+            f"responses in groups of {args.num_generations} ({name}.grpo), but the train split "
+            f"has {counts['train']} (problems.train)"
+        )
+    if counts["validation"] < section.validation.problems:
+        raise WorkbenchError(
+            f"{name}: validation.problems = {section.validation.problems}, but the validation "
+            f"split has {counts['validation']} (problems.validation)"
+        )
 
 
 def _gather_rollouts(folder: Path, run_dir: Path, name: str | None = None) -> None:

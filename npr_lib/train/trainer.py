@@ -318,10 +318,11 @@ class RolloutTrainer(GRPOTrainer):
             logprobs_BT = logprobs_BT.index_put(at, output.log_probs[:, -longest:])
             entropies_BT = entropies_BT.index_put(at, output.entropy[:, -longest:])
         if "old_per_token_logps" not in tensors:  # else the weights have moved on
-            self._compare(logprobs_BT.detach(), tensors["engine_logprobs"])
-            self._log_entropies(
-                entropies_BT.detach(), input_ids[:, prompt_width:], tensors["engine_logprobs"]
-            )
+            # `mask_truncated_completions` masks whole rows, whose logprobs are not computed
+            masked_BT = attention_mask[:, prompt_width:] == 0
+            engine_BT = tensors["engine_logprobs"].masked_fill(masked_BT, math.nan)
+            self._compare(logprobs_BT.detach(), engine_BT)
+            self._log_entropies(entropies_BT.detach(), input_ids[:, prompt_width:], engine_BT)
         return logprobs_BT, entropies_BT, None
 
     def _silent(self, rows: int) -> torch.Tensor:
@@ -351,7 +352,9 @@ class RolloutTrainer(GRPOTrainer):
 
     def _compare(self, logprobs_BT: torch.Tensor, engine_BT: torch.Tensor) -> None:
         gaps = (logprobs_BT - engine_BT).abs()[~engine_BT.isnan()]
-        own = torch.stack([gaps.max(), gaps.quantile(0.99)])
+        # a micro-batch may hold nothing but truncated responses that are masked
+        told = (gaps.max(), gaps.quantile(0.99)) if len(gaps) else (gaps.sum(), gaps.sum())
+        own = torch.stack(told)
         most, nearly = self.accelerator.gather(own[None]).amax(dim=0).tolist()
         # not _log_metric: that is for reward functions, and is flushed before the loss. TRL logs
         # the mean of what is in the list, which is to be the largest gap of all micro-batches

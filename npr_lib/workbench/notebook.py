@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from npr_lib import WorkbenchError
+from npr_lib.analysis.ladder import BASELINES
 from npr_lib.profiles.sections import Profile
 
 
@@ -71,8 +72,21 @@ def read_notebook(path: Path) -> Notebook | None:
     return Notebook(path, **fields)
 
 
-def read_notebooks(folder: Path, more: Iterable[str] = ()) -> list[Notebook]:
-    """Every stage of a folder, and of the paths in `more`, in the order of their names."""
+def read_notebooks(
+    folder: Path, more: Iterable[str] = (), baselines: bool = True
+) -> list[Notebook]:
+    """Every stage of a folder, and of the paths in `more`, in the order of their names; baselines:
+    with what they take and make of the sequential baselines."""
     paths = {path.stem: path for path in [*folder.glob("*.ipynb"), *map(Path, more)]}
     found = (read_notebook(paths[name]) for name in sorted(paths))
-    return [notebook for notebook in found if notebook is not None]
+    every = [notebook for notebook in found if notebook is not None]
+    return every if baselines else [_without_baselines(notebook) for notebook in every]
+
+
+def _without_baselines(notebook: Notebook) -> Notebook:
+    def kept(paths: Iterable[str]) -> tuple[str, ...]:
+        stems = {path: Path(path).stem.removeprefix("eval_") for path in paths}
+        return tuple(path for path, stem in stems.items() if stem not in BASELINES)
+
+    outputs = kept(notebook.outputs)
+    return dataclasses.replace(notebook, inputs=kept(notebook.inputs), outputs=outputs)

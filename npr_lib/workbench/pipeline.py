@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -43,6 +44,7 @@ from npr_lib.workbench.stages import (
 
 EXPLORER = "20_explore.ipynb"
 ORPHAN_SECONDS = 30
+SKIPS_BASELINES = {"sr", "sr_beta"}  # as --skip names them, among stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Job:
     profile: Profile
     root: Path
     notebooks: list[Notebook]
+    asked: set[str]
     stream: TextIO
 
     def say(self, text: str) -> None:
@@ -66,6 +69,8 @@ def run(
     overrides: Iterable[str] = (),
     *,
     smoke: bool = False,
+    only: Iterable[str] = (),
+    skip: Iterable[str] = (),
     dry: bool = False,
     root: Path = REPOSITORY,
     notebooks: Path | None = None,
@@ -79,6 +84,8 @@ def run(
         from_stage: run this stage and those after it even if they are done.
         overrides: `KEY=VALUE` changes of the profile.
         smoke: the profile's smallest sizes; the run is then named for it.
+        only: these stages and no others, as far as they are not done; none: every one.
+        skip: not these stages. `sr`: not the sequential baselines, which is `baselines: false`.
         dry: only say which stages would run, and why; nothing is written.
         root: where `reports` is; the working directory of the notebooks.
         notebooks: folder of the notebooks; None: `root/notebooks`.
@@ -91,30 +98,81 @@ def run(
         WorkbenchError: a bad argument (ProfileError, RunError) or a failed stage (StageError).
     """
     profile = "tiny" if profile is None else profile
-    overrides = list(overrides)
+    skip = set(skip)
+    overrides = [*overrides, *(["baselines=false"] if skip & SKIPS_BASELINES else [])]
     settings = load_profile(profile, overrides, smoke)
     for name in named_functions(dataclasses.asdict(settings)):
         if not name.startswith("npr_lib."):  # ours are there, and seconds to import
             resolve(name)
     run_dir = root / "reports" / _checked_name(run or Path(profile).stem + "-smoke" * smoke)
-    stages = read_notebooks(notebooks or root / "notebooks", settings.notebooks)
+    folder = notebooks or root / "notebooks"
+    stages = read_notebooks(folder, settings.notebooks, settings.baselines)
     stages = [notebook for notebook in stages if notebook.run]
     first = len(stages) if from_stage is None else stage_index(from_stage, stages)
-    job = Job(run_dir, settings, root, stages, stream or sys.stderr)
+    asked = _asked(stages, only, skip - SKIPS_BASELINES)
+    _check_inputs(run_dir, stages, asked)
+    job = Job(run_dir, settings, root, stages, asked, stream or sys.stderr)
+    sections = _sections(job, first)
     if dry:
         _tell(job, first)
+        if "problems" in sections:  # the library's own stages
+            from npr_lib.workbench import plan  # transformers and TRL, seconds
+
+            job.say(plan.plan(settings, sections, str(profile)))
         return run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if "problems" in sections:
+        from npr_lib.workbench import preflight
+
+        preflight.check(settings, sections, run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{run_dir} can't be made: {error.strerror}") from error
     with take_lock(run_dir):
         _wait_for_orphans(run_dir)
         save_profile(settings, run_dir / "profile.yaml")
         given = relative(Path(profile), root) if Path(profile).suffix else str(profile)
         _begin_manifest(job, given, overrides)
         for index, notebook in enumerate(stages):
+            if notebook.name not in asked:
+                continue
             title = f"[{index + 1}/{len(stages)}] {notebook.name}"
             _bring_up_to_date(job, notebook, title, forced=index >= first)
         report(run_dir)
     return run_dir
+
+
+def _asked(stages: Sequence[Notebook], only: Iterable[str], skip: Iterable[str]) -> set[str]:
+    """The names of the stages that take part. RunError for one that there isn't."""
+    named = {stages[stage_index(name, stages)].name for name in only}
+    without = {stages[stage_index(name, stages)].name for name in skip}
+    return (named or {stage.name for stage in stages}) - without
+
+
+def _check_inputs(run_dir: Path, stages: Sequence[Notebook], asked: set[str]) -> None:
+    """RunError where a stage needs what one that is left out would make."""
+    missing: dict[str, str] = {}
+    for notebook in stages:
+        if notebook.name not in asked:
+            gone = (path for path in notebook.outputs if not list(run_dir.glob(path)))
+            missing |= dict.fromkeys(gone, notebook.name)
+        elif needed := [path for path in notebook.inputs if path in missing]:
+            maker = missing[needed[0]]
+            raise RunError(
+                f"{notebook.name} needs {needed[0]}, which {maker} makes and has not made yet: "
+                f"leave both in, or {notebook.name} out too"
+            )
+
+
+def _sections(job: Job, first: int) -> set[str]:
+    """What the stages that would run read of the profile."""
+    due = (
+        notebook.sections
+        for index, notebook in enumerate(job.notebooks)
+        if notebook.name in job.asked
+        and (index >= first or why_run(notebook, job.run_dir, _now(job, notebook)) is not None)
+    )
+    return set(chain.from_iterable(due))
 
 
 def _tell(job: Job, first: int) -> None:
@@ -122,6 +180,9 @@ def _tell(job: Job, first: int) -> None:
     change by it."""
     made: dict[str, str] = {}
     for index, notebook in enumerate(job.notebooks):
+        if notebook.name not in job.asked:
+            job.say(f"{notebook.name}: left out")
+            continue
         reason = (
             "asked for" if index >= first else why_run(notebook, job.run_dir, _now(job, notebook))
         )

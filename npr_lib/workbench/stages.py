@@ -104,7 +104,7 @@ def begin(
     overrides = overrides or ()
     run = _run_folder(run_dir, profile)
     settings = _settings(profile, run, overrides)
-    notebooks = read_notebooks(folder, settings.notebooks)
+    notebooks = read_notebooks(folder, settings.notebooks, settings.baselines)
     notebook = next((one for one in notebooks if one.name == name), None)
     if notebook is None:
         known = ", ".join(one.name for one in notebooks)

@@ -19,6 +19,7 @@ import pandas as pd
 
 from npr_lib import WorkbenchError
 from npr_lib.analysis.evaluate import evaluate
+from npr_lib.analysis.ladder import BASELINES
 from npr_lib.engine.adapter import point
 from npr_lib.files import base_of, model_digest
 from npr_lib.profiles.profile import load_profile
@@ -84,16 +85,16 @@ def run_variant(
     folder = Path(out) / variant.name.replace(" ", "_").replace(":", "") / f"seed{seed}"
     profile = load_profile(base / "profile.yaml", variant.overrides)
     stage = Stage("variant", profile, folder, seed)
-    names = ["npr_beta", "npr", *(["sr_beta", "sr"] if variant.baseline else [])]
+    names = ["npr_beta", "npr", *(BASELINES if variant.baseline else ())]
     _train(variant, stage, base)
     asked = replace(stage, seed=profile.random_seed)
     return {name: evaluate(asked, name, split) for name in names}
 
 
-def whole_run(run_dir: Path | str) -> Frames:
+def whole_run(run_dir: Path | str, baselines: bool = True) -> Frames:
     """The test rollouts of a finished run, as `run_variant` returns those of a variant with its
-    baseline. WorkbenchError where one is missing."""
-    names = ("npr_beta", "npr", "sr_beta", "sr")
+    baseline, or without. WorkbenchError where one is missing."""
+    names = ("npr_beta", "npr", *(BASELINES if baselines else ()))
     paths = {name: rollouts_path(run_dir, name) for name in names}
     if missing := [str(path) for path in paths.values() if not path.exists()]:
         raise WorkbenchError(f"{run_dir} is no finished run; missing: {', '.join(missing)}")

@@ -46,7 +46,7 @@ def test_every_verdict_goes_to_its_problem_and_sample():
 
 
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])
-def test_evaluation_samples_at_one_and_decodes_greedily_once(tmp_path, monkeypatch, mode):
+def test_evaluation_samples_by_the_profile_and_decodes_greedily_once(tmp_path, monkeypatch, mode):
     engine = ScriptedEngine(script)
     monkeypatch.setattr(evaluate, "load_engine", lambda stage, name: engine)
     monkeypatch.setattr(evaluate, "load_problems", lambda spec, split, seed: PROBLEMS)
@@ -55,13 +55,13 @@ def test_evaluation_samples_at_one_and_decodes_greedily_once(tmp_path, monkeypat
     stage = make_stage(load_profile("smoke", overrides), tmp_path, seed=5)
     frame = evaluate.evaluate(stage, "npr", "validation")
     (sampled, greedy) = [(params, n) for _, params, n, _ in engine.calls]
-    assert (sampled[0].temperature, sampled[1]) == (1.0, 3)
+    assert (sampled[0].temperature, sampled[1]) == (0.7, 3)
     assert (greedy[0].temperature, greedy[1]) == (0.0, 1)
     assert sampled[0].seed != greedy[0].seed
     kept = stage.profile.evaluation.sampling
     assert all(replace(p, temperature=0.7, seed=kept.seed) == kept for p, _ in (sampled, greedy))
     assert {call[3] for call in engine.calls} == set(frame["mode"]) == {mode}
-    assert frame["temperature"].tolist() == [1.0] * 12 + [0.0] * 4
+    assert frame["temperature"].tolist() == [0.7] * 12 + [0.0] * 4
     assert frame.groupby(["temperature", "problem_id"]).size().tolist() == [1] * 4 + [3] * 4
     assert set(frame.loc[frame["temperature"] == 0, "sample"]) == {0}
     expected = [float(x) for x in "".join(RIGHT)] + [float(right[0]) for right in RIGHT]

@@ -91,6 +91,8 @@ def test_differences_pair_the_same_decoding():
     assert found["NPR − SR, T = 1"].value == 0.5 and found["NPR − SR, greedy"].value == 1.0
     assert found["SR − SR-Beta, T = 1"].value == 0.0
     assert len(found) == 2 * len(COMPARISONS)
+    warmer = {n: f.assign(temperature=0.7 * f["temperature"]) for n, f in frames.items()}
+    assert tables.differences(warmer)["NPR − SR, T = 0.7"].value == 0.5
 
 
 def test_examples_are_right_valid_and_of_different_shapes(monkeypatch):

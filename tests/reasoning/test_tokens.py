@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from oracles import random_model
 from strategies import graphs
 from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from npr_lib.engine import SamplingParams, TorchEngine
 from npr_lib.reasoning.layout import layout
 from npr_lib.reasoning.schema import TAGS, parse, render
 from npr_lib.reasoning.tokens import (
@@ -19,6 +21,7 @@ from npr_lib.reasoning.tokens import (
     add_tag_tokens,
     decode_with_tags,
     encode,
+    encode_prompt,
     render_ids,
     step_prefix,
 )
@@ -145,6 +148,35 @@ def test_spelled_tags_are_told_from_tokens():
     assert decode_with_tags(ids, BPE, None) == (text, ())
     kinds = [v.kind for v in parse(text, spelled=offsets).violations]
     assert "spelled_tag" in kinds
+
+
+def with_bos(begins=True):
+    """A tokenizer that has a BOS; begins: and writes it in front of every text, as Gemma's does."""
+    tokenizer = bpe()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    if begins:
+        pairs = [("<bos>", tokenizer.bos_token_id), ("<eos>", tokenizer.eos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<bos> $A <eos>", special_tokens=pairs
+        )
+    return tokenizer
+
+
+@pytest.mark.parametrize("prompt", ["plan the step", "<bos>plan the step"])
+def test_a_prompt_begins_with_one_bos_where_texts_do(prompt):
+    """Also where a chat template, like Gemma's and Llama 3's, has written it."""
+    tokenizer = with_bos()
+    ids = encode_prompt(prompt, tokenizer)
+    assert ids == [tokenizer.bos_token_id, *encode("plan the step", tokenizer)]
+    engine = TorchEngine(small_model(len(tokenizer), True), tokenizer)
+    (trajectory,) = engine.generate([prompt], SamplingParams(max_tokens=1), mode="sequential")
+    assert trajectory.prompt_ids == ids
+
+
+def test_a_prompt_gets_no_bos_where_texts_have_none():
+    for tokenizer in (with_bos(begins=False), bpe(), TINY):
+        assert encode_prompt("plan", tokenizer) == encode("plan", tokenizer)
+    assert encode_prompt("", with_bos()) == [], "an empty prompt stays one, and is refused"
 
 
 def test_the_random_models_of_the_tests_differ():

@@ -102,6 +102,12 @@ def test_a_missing_model_is_named(profile, tmp_path):
         seed.train(make_stage(profile, tmp_path))
 
 
+def test_an_argument_that_loading_does_not_know_is_named(profile, tmp_path):
+    profile = replace(profile, model={**profile.model, "gguf_fle": "a.gguf"})
+    with pytest.raises(WorkbenchError, match=r"model\.path = .*can't be loaded: .*'gguf_fle'"):
+        seed.train(make_stage(profile, tmp_path))
+
+
 @pytest.mark.parametrize("given", ["bfloat16", "float16", "auto"])
 def test_narrow_weights_are_refused_by_name(profile, tmp_path, given):
     """20 steps of AdamW at 1e-6 change 2 % of bfloat16 weights."""

@@ -82,8 +82,13 @@ def test_what_is_imported_is_declared():
 
 def test_profiles_and_types_are_package_data():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    expected = ["engine/*.c", "profiles/*.yaml", "py.typed", "viz/explorer/frontend/*"]
-    expected += ["workbench/pages/templates/*"]
+    expected = ["engine/*.c", "profiles/*.json", "profiles/*.yaml"]
+    expected += [
+        "profiles/launch/*.yaml",
+        "py.typed",
+        "viz/explorer/frontend/*",
+        "workbench/pages/templates/*",
+    ]
     assert tool["package-data"]["npr_lib"] == expected
     assert {"tiny", "smoke"} <= set(profile.names())
     assert (ROOT / "npr_lib" / "py.typed").exists()

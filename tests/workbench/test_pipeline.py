@@ -241,6 +241,52 @@ def test_a_dry_run_says_what_would_run_and_why_and_touches_nothing(finished):
     }
 
 
+def test_some_stages_may_be_left_out(tmp_path):
+    write_project(tmp_path)
+    assert go(tmp_path, only=["00"])[1] == ["00_first"]
+    assert go(tmp_path, only=["00_first", "01"])[1] == ["01_second"]
+    _, ran, messages = go(tmp_path, skip=["01"], overrides=["evaluation.samples=3"], dry=True)
+    assert ran == [] and "01_second: left out" in messages and "90_third: not done" in messages
+    run_dir, ran, messages = go(tmp_path, skip=["01"], overrides=["evaluation.samples=3"])
+    assert ran == ["90_third"] and "01_second" not in messages
+    assert (run_dir / "index.html").exists()
+    # which makes it late, not done
+    assert go(tmp_path, overrides=["evaluation.samples=3"])[1] == ["01_second", "90_third"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"skip": ["01"]},
+            r"90_third needs second\.txt, which 01_second makes and has not made yet",
+        ),
+        ({"only": ["90"]}, r"90_third needs second\.txt"),
+        ({"only": ["3"]}, "unknown stage '3'; there are: 00_first"),
+        ({"skip": ["npr"]}, "unknown stage 'npr'; there are: 00_first"),
+    ],
+)
+def test_a_stage_that_others_need_is_not_left_out(tmp_path, options, message):
+    write_project(tmp_path)
+    with pytest.raises(stages.RunError, match=message):
+        go(tmp_path, **options)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_run_without_baselines_neither_makes_nor_takes_them(tmp_path):
+    said = {"inputs": ["sr", "npr"], "outputs": ["sr_beta", "rollouts/eval_sr.parquet", "srx"]}
+    write_notebook(tmp_path / "notebooks" / "s.ipynb", "s", "1", said)
+    for stage, inputs, outputs in (
+        (read_notebooks(tmp_path / "notebooks")[0], ("sr", "npr"), tuple(said["outputs"])),
+        (read_notebooks(tmp_path / "notebooks", baselines=False)[0], ("npr",), ("srx",)),
+    ):
+        assert (stage.inputs, stage.outputs) == (inputs, outputs)
+    (tmp_path / "toy").mkdir()
+    write_project(tmp_path / "toy")
+    run_dir = go(tmp_path / "toy", skip=["sr"])[0]
+    assert not load_profile(run_dir / "profile.yaml").baselines
+
+
 def finished_stage(tmp_path):
     """A stage recorded as done, without running anything."""
     run_dir = tmp_path / "run"
@@ -627,6 +673,16 @@ def test_bad_overrides(toy, override, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_exists_is_not_told_its_shape(tmp_path):
+    """As it was when tiny.yaml was copied, or on the command line."""
+    hint = r"model\.hidden_size beside model\.path.*Leave out hidden_size, .*'model=\{path: mine\}'"
+    with pytest.raises(ProfileError, match=hint):
+        load_profile("tiny", ["model.path=mine"])
+    assert load_profile("tiny", ["model={path: mine}"]).model == {"path": "mine"}
+    fits = {"path": "mine", "gguf_file": "a.gguf", "attention_dropout": 0.0}
+    assert make_profile({**PROFILE, "model": fits}).model == fits
+
+
 @pytest.mark.parametrize("key", ["span_bonuss: 0.9", "grpo: {max_stepz: 3}"])
 def test_a_misspelt_key_in_a_file_fails_at_once(tmp_path, key):
     path = tmp_path / "mine.yaml"
@@ -691,6 +747,7 @@ def test_unknown_profiles(tmp_path):
         (["run", "--profile", "TOY", "-p", "npr.span_bonuss=1"], "did you mean npr.span_bonus?"),
         (["run", "--profile", "TOY", "--from", "7"], "unknown stage '7'; there are: 00_seed"),
         (["run", "--profile", "TOY", "--run", "../up"], "a run's name is"),
+        (["run", "--profile", "TOY", "--run", "new", "--only", "03,10"], "03_npr needs npr_beta"),
         (["report", "no-such-run"], "there is no run 'no-such-run'"),
         (["explore", "no-such-run"], "there is no run 'no-such-run'"),
     ],
