@@ -131,6 +131,24 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How many processes share a training (`train.launch`), each with its own part of the batch.
+
+    config_file: accelerate's, for FSDP or DeepSpeed. timeout: seconds that a process waits for the
+    others before the run is stopped.
+    """
+
+    num_processes: int = 1
+    config_file: str | None = None
+    timeout: int = 3600
+
+    def __post_init__(self) -> None:
+        for name, value in (("num_processes", self.num_processes), ("timeout", self.timeout)):
+            if value < 1:
+                raise ValueError(f"launch.{name} = {value}: expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """What a run is made of.
 
@@ -156,5 +174,6 @@ class Profile:
     npr: NPR = NPR()
     evaluation: Evaluation = Evaluation()
     smoke: dict[str, Any] = field(default_factory=dict)
+    launch: Launch = Launch()
     notebooks: tuple[str, ...] = ()
     own: dict[str, Any] = field(default_factory=dict)
