@@ -134,8 +134,8 @@ class Evaluation:
 class Launch:
     """How many processes share a training (`train.launch`), each with its own part of the batch.
 
-    config_file: accelerate's, for FSDP or DeepSpeed. timeout: seconds that a process waits for the
-    others before the run is stopped.
+    config_file: accelerate's own (`accelerate config` writes one). timeout: seconds that a process
+    waits for the others before the run is stopped.
     """
 
     num_processes: int = 1
@@ -146,6 +146,8 @@ class Launch:
         for name, value in (("num_processes", self.num_processes), ("timeout", self.timeout)):
             if value < 1:
                 raise ValueError(f"launch.{name} = {value}: expected at least 1")
+        if self.config_file and self.num_processes == 1:
+            raise ValueError("launch.config_file is for several processes: set num_processes too")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,6 +158,7 @@ def _run(folder: Path) -> None:
         settings, function, args, keywords = cloudpickle.loads((folder / "call").read_bytes())
         on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true"
         PartialState(cpu=on_cpu, timeout=timedelta(seconds=settings.timeout))
+        _check_whole()
         result = function(*args, **keywords)
         if rank == 0:
             (folder / "result").write_bytes(cloudpickle.dumps(result))
@@ -171,6 +172,18 @@ def _run(folder: Path) -> None:
         os._exit(1)  # no farewell to the others, who may never come to it
     sys.stdout.flush()
     os._exit(0)
+
+
+def _check_whole() -> None:
+    """WorkbenchError where accelerate's configuration would take the weights apart. (On a CPU it
+    ignores that, and says nothing.)"""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if fsdp or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        raise WorkbenchError(
+            f"launch.config_file asks for {'FSDP' if fsdp else 'ZeRO stage 3'}, which shards the "
+            "weights: the engine decodes with the weights that train and needs them whole, and so "
+            "do checkpoints. Leave it out (each process holds the model), or use ZeRO stage 1 or 2"
+        )
 
 
 def _packed(error: BaseException) -> bytes | None:

@@ -206,3 +206,38 @@ def test_the_ranks_end_when_their_caller_is_killed(tmp_path):
     caller.wait()
     _, alive = psutil.wait_procs(others, timeout=40)
     assert not alive
+
+
+FSDP = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+fsdp_config: {fsdp_version: 2, fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP}
+mixed_precision: "no"
+num_machines: 1
+num_processes: 2
+"""
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_refused(tmp_path):
+    """accelerate's file is read by accelerate's launcher; on a CPU it would leave them whole."""
+    (tmp_path / "fsdp.yaml").write_text(FSDP)
+    with pytest.raises(WorkbenchError, match="FSDP, which shards the weights"):
+        launch(Launch(num_processes=2, config_file=str(tmp_path / "fsdp.yaml"), timeout=60), fail)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["launch.num_processes=0"], r"launch\.num_processes = 0: expected at least 1"),
+        (["launch.config_file=a.yaml"], "is for several processes"),
+    ],
+)
+def test_a_launch_that_makes_no_sense_is_refused(overrides, told):
+    with pytest.raises(WorkbenchError, match=told):
+        load_profile("smoke", overrides)
+
+
+def test_a_missing_configuration_is_told_of():
+    with pytest.raises(WorkbenchError, match=r"a\.yaml: there is no such file"):
+        launch(Launch(num_processes=2, config_file="a.yaml"), fail)

@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from http import HTTPStatus
 from http.client import HTTPResponse
 from importlib import import_module
@@ -103,8 +102,8 @@ class InProcess:
             import sglang
         except ImportError as error:
             raise WorkbenchError(f"{_MISSING} ({error})") from error
-        known = {field.name for field in fields(import_module("sglang.srt.server_args").ServerArgs)}
-        if unknown := set(arguments) - known:
+        known = import_module("sglang.srt.server_args").ServerArgs.__annotations__
+        if unknown := set(arguments) - set(known):
             raise WorkbenchError(
                 f"SGLang {sglang.__version__} has no argument {', '.join(sorted(unknown))} "
                 "(engine.sglang in a profile)"
