@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,21 @@ def _sglang(
     if "dtype" not in (config.sglang or {}):  # SGLang would take float16 for float32
         dtype = model.dtype if model is not None else AutoConfig.from_pretrained(folder).dtype
         own["dtype"] = str(dtype or "float32").removeprefix("torch.")
-    return SGLangEngine(folder, config, **own)
+    with _apart():
+        return SGLangEngine(folder, config, **own)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Processes that begin here are no ranks of this launch: torch would have them wait for its
+    store."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    ours = [name for name in os.environ if name in names or name.startswith("TORCHELASTIC_")]
+    taken = {name: os.environ.pop(name) for name in ours}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 class Shared:

@@ -140,7 +140,8 @@ class RolloutTrainer(GRPOTrainer):
         """
         asked = max(1, self.settings.start_check // self.num_generations)
         self.engine.weights_changed()
-        groups = self._groups(self.prompts[:asked], attempt=0)
+        with self.accelerator.split_between_processes(self.prompts[:asked]) as own:
+            groups = gather_object(self._groups(own, attempt=0))
         batch = [rollout for group in groups for rollout in group]
         valid, varied = sum(r.format_reward == 0 for r in batch), sum(not _equal(g) for g in groups)
         told = (

@@ -118,6 +118,7 @@ def by_length(folder):
         later = list(folder_path.glob("npr.training/checkpoint-2"))
         if later and os.environ.get("RANK") == "1" and (said := list(folder_path.glob("do-*"))):
             said[0].unlink()
+            (folder_path / "died").write_text(str(time.time()))
             if said[0].name == "do-kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise ValueError("no such part")
@@ -144,10 +145,11 @@ def test_when_a_rank_dies_the_run_stops_and_goes_on(tmp_path):
         ("kill", r"rank 1 of 2 of npr_lib\.train\.papo\.train was killed \(SIGKILL; .* goes on"),
     ):
         (folders[1] / f"do-{what}").touch()
-        since = time.monotonic()
         with pytest.raises(WorkbenchError, match=told):
             papo.train(stage, reward=reward)
-        assert time.monotonic() - since < 120
+        seconds = time.time() - float((folders[1] / "died").read_text())
+        print(f"{what}: told {seconds:.1f} s after it")
+        assert seconds < 60
         assert not psutil.Process().children(recursive=True)
         assert not (folders[1] / "npr").exists()
         assert (folders[1] / "npr.training" / "checkpoint-2" / "trainer_state.json").exists()
