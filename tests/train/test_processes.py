@@ -26,7 +26,7 @@ from npr_lib.engine.branch import Response
 from npr_lib.profiles.profile import load_profile
 from npr_lib.profiles.sections import Launch
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
-from npr_lib.train import dapo, papo, sft
+from npr_lib.train import dapo, papo, portions, sft
 from npr_lib.train.checkpoints import _last_checkpoint
 from npr_lib.train.launch import launch
 from npr_lib.train.trainer import TrainingStoppedError
@@ -81,7 +81,15 @@ def every_stage(processes, folder):
     chosen_by_a_writer()  # who knows when to end a block, as a random model doesn't
     sft.train(stage_of("sft.trl", processes, folder, *two))
     papo.train(stage_of("npr.grpo", processes, folder), reward=by_shape)
+    # as `work_through` has it done by launched processes
+    portions._write_share(number_them, None, numbers=range(9), folder=folder, title="shared")
     return torch.get_num_threads()
+
+
+def number_them(stage, numbers):
+    """Portions that say who made them."""
+    for number in numbers:
+        yield number, pd.DataFrame({"number": [number], "rank": [os.environ.get("RANK", "0")]})
 
 
 @pytest.fixture
@@ -107,6 +115,9 @@ def test_several_processes_do_what_one_does(one_process, tmp_path, processes):
             assert one[column].tolist() == other[column].tolist(), column
         assert one["completion_ids"].map(str).equals(other["completion_ids"].map(str))
         assert other["advantage"].tolist() == pytest.approx(one["advantage"].tolist(), abs=1e-5)
+    made = [pd.read_parquet(many / f"{number:06}.parquet") for number in range(9)]
+    assert pd.concat(made)["number"].tolist() == list(range(9))
+    assert set(pd.concat(made)["rank"]) == set(map(str, range(processes)))
 
 
 def by_length(folder):

@@ -84,10 +84,8 @@ def test_evaluation_and_rejection_decode_on_sglang(run, monkeypatch):
     monkeypatch.setattr(evaluate, "load_problems", lambda *_: problems)
     frames = {}
     for backend in ("torch", "sglang"):
-        profile = load_profile(
-            "smoke", [*SMALL, f"engine.backend={backend}", 'prompt="{problem}="']
-        )
-        stage = make_stage(profile, run)
+        profile = load_profile("smoke", [*SMALL, f"engine.backend={backend}"])
+        stage = make_stage(replace(profile, prompt="{problem}="), run)
         frames[backend] = evaluate.evaluate(stage, "npr")
     for frame in frames.values():
         assert len(frame) == 3 * len(problems) and set(frame["mode"]) == {"parallel"}
