@@ -21,13 +21,14 @@ import importlib.util
 import inspect
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from npr_lib import WorkbenchError
 from npr_lib.files import PACKAGE, digest, set_aside
@@ -40,11 +41,13 @@ def fingerprint(identity: Any) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def made_before(path: Path, identity: Any) -> pd.DataFrame | None:
-    """The table at `path` if it was made with this identity, else None."""
+def made_before(path: Path, identity: Any, without: Sequence[str] = ()) -> pd.DataFrame | None:
+    """The table at `path` if it was made with this identity, else None. without: columns that are
+    not read."""
     if not path.exists():
         return None
-    frame = pd.read_parquet(path)
+    columns = [name for name in pq.read_schema(path).names if name not in without]
+    frame = pd.read_parquet(path, columns=columns)
     return frame if frame.attrs.get("identity") == fingerprint(identity) else None
 
 

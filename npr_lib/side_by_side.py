@@ -45,7 +45,7 @@ def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -
                 process.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise WorkbenchError(
-                    f"a process of {_name(function)} died (out of memory, "
+                    f"a process of {name_of(function)} died (out of memory, "
                     "or killed); run it again, it goes on from what was saved"
                 ) from error
             raise
@@ -84,6 +84,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _name(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., Any]) -> str:
+    """`module.name` of a function, for people."""
     function = getattr(function, "func", function)  # of a partial
     return f"{function.__module__}.{function.__qualname__}"

@@ -19,7 +19,15 @@ from npr_lib.profiles.stage import Stage
 from npr_lib.progress import report_progress
 from npr_lib.reasoning.trajectory import Mode, Trajectory, rollouts_path
 from npr_lib.tasks import problems as tasks
-from npr_lib.tasks.problems import ProblemSet, Prompt, Split, build_prompt, load_problems
+from npr_lib.tasks.problems import (
+    ProblemSet,
+    Prompt,
+    Split,
+    build_prompt,
+    load_problems,
+)
+from npr_lib.train import portions
+from npr_lib.train.engines import checkpoint_engine
 from npr_lib.train.rollout import score, to_table
 
 
@@ -33,27 +41,46 @@ def evaluate(stage: Stage, name: str, split: Split = "test") -> pd.DataFrame:
     """Responses of checkpoint run_dir / name to every problem of a split, in the mode it was
     trained for: `samples` by `sampling` and one greedy (column `temperature` tells them apart).
 
-    Written to `rollouts_path`; what was answered before, of the same, is read from there.
+    Written to `rollouts_path`; what was answered before, of the same, is read from there. The
+    problems are worked through in portions of `engine.max_running`, on the profile's engine.
     """
-    profile, section = stage.profile, stage.profile.evaluation
+    profile = stage.profile
     path = rollouts_path(stage.run_dir, name, split)
     identity = _identity(stage, name, split)
     if (before := made_before(path, identity)) is not None:
         return before
-    engine = load_engine(stage, name)
     problems = load_problems(profile.problems, split, stage.seed)
-    mode = checkpoint_mode(stage.run_dir / name)
-    frames = []
-    for i, (temperature, n) in enumerate(
-        ((section.sampling.temperature, section.samples), (0.0, 1))
-    ):
-        seed = mix(stage.seed, i)
-        params = replace(section.sampling, temperature=temperature, seed=seed)
-        frames.append(respond(engine, problems, profile.prompt, params, n, name, mode))
-        report_progress(i + 1, 2, part=name)
-    frame = pd.concat(frames, ignore_index=True)
+    count = len(portions.split(stage, problems))
+    files = portions.work_through(
+        _respond, stage, name, split, path=path, identity=identity, count=count, title=name
+    )
+    frame = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    order = {problem.id: i for i, problem in enumerate(problems)}
+    places = frame.assign(place=frame["problem_id"].map(order), cold=-frame["temperature"])
+    frame = frame.loc[places.sort_values(["cold", "place", "sample"]).index]
+    frame = frame.reset_index(drop=True)
     write_made(frame, path, identity)
+    portions.finish(path)
     return frame
+
+
+def _respond(
+    stage: Stage, numbers: Sequence[int], name: str, split: Split
+) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Each portion of problems with its responses at T = 1 and greedy."""
+    profile, section = stage.profile, stage.profile.evaluation
+    problems = load_problems(profile.problems, split, stage.seed)
+    every, mode = portions.split(stage, problems), checkpoint_mode(stage.run_dir / name)
+    with checkpoint_engine(stage.run_dir / name, profile.engine) as engine:
+        for number in numbers:
+            own = ProblemSet(every[number], problems.verifier)
+            frames = []
+            hot = section.sampling.temperature
+            for i, (temperature, n) in enumerate(((hot, section.samples), (0.0, 1))):
+                seed = mix(stage.seed, i)
+                params = replace(section.sampling, temperature=temperature, seed=seed)
+                frames.append(respond(engine, own, profile.prompt, params, n, name, mode))
+            yield number, pd.concat(frames, ignore_index=True)
 
 
 def _identity(stage: Stage, name: str, split: Split) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class EngineConfig:
         (`checkpoint.style_of`). min_chars: least lengths of a plan, a step and a takeaway; None:
         the style's.
     backend: what the RL stages roll out on: torch (the embedded engine), sglang, or the url of a
-        `python -m npr_lib serve`.
+        `python -m npr_lib serve`. sglang: arguments of SGLang's own for `sglang` (tp_size,
+        mem_fraction_static, dtype, ...), stronger than those that follow from the rest.
     """
 
     num_slots: int = 65_536
@@ -46,6 +47,7 @@ class EngineConfig:
     style: Literal["compact", "lines"] | None = None
     min_chars: tuple[int, int, int] | None = None
     backend: str = "torch"
+    sglang: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):

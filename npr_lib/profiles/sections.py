@@ -142,6 +142,26 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How many processes share a training (`train.launch`), each with its own part of the batch.
+
+    config_file: accelerate's own (`accelerate config` writes one). timeout: seconds that a process
+    waits for the others before the run is stopped.
+    """
+
+    num_processes: int = 1
+    config_file: str | None = None
+    timeout: int = 3600
+
+    def __post_init__(self) -> None:
+        for name, value in (("num_processes", self.num_processes), ("timeout", self.timeout)):
+            if value < 1:
+                raise ValueError(f"launch.{name} = {value}: expected at least 1")
+        if self.config_file and self.num_processes == 1:
+            raise ValueError("launch.config_file is for several processes: set num_processes too")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """What a run is made of.
 
@@ -170,6 +190,7 @@ class Profile:
     evaluation: Evaluation = Evaluation()
     lora: dict[str, Any] = field(default_factory=dict)
     smoke: dict[str, Any] = field(default_factory=dict)
+    launch: Launch = Launch()
     baselines: bool = True
     notebooks: tuple[str, ...] = ()
     own: dict[str, Any] = field(default_factory=dict)

@@ -26,6 +26,13 @@ Mode = Literal["parallel", "sequential"]
 FinishReason = Literal["stop", "length", "invalid", "stop_string", "cancelled"]
 
 
+# Columns of `to_rows` with a value a token: nearly all of a table's size in memory.
+PER_TOKEN = (
+    *("completion_ids", "logprobs", "behaviour_logprobs", "entropies", "sampled", "decode_steps"),
+    *("position_ids", "hidden", "segments", "segment_texts"),
+)
+
+
 @dataclass(eq=False)
 class Trajectory:
     """One response as it was decoded.

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
@@ -74,13 +75,21 @@ def _last_checkpoint(folder: Path) -> str | None:
     """The newest whole checkpoint. One whose writing was cut off is removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for path in reversed(found):
-        try:  # the trainer's state is written last
-            TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
-        except (FileNotFoundError, json.JSONDecodeError):
-            shutil.rmtree(path)
-        else:
+        if _is_whole(path):
             return str(path)
+        shutil.rmtree(path)
     return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """The trainer's state is written last by the main process; each process writes its own random
+    state (a zip, whose directory is at its end), without waiting for the others."""
+    states = list(checkpoint.glob("rng_state*.pth"))
+    try:
+        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return len(states) == PartialState().num_processes and all(map(is_zipfile, states))
 
 
 def train(trainer: Trainer, resume: str | None) -> None:

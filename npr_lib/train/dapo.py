@@ -24,6 +24,7 @@ from npr_lib.profiles.stage import Stage
 from npr_lib.rewards import stage1_reward
 from npr_lib.tasks.problems import ProblemSet
 from npr_lib.train import papo, reinforce
+from npr_lib.train.launch import launched
 from npr_lib.train.rollout import Advantages, Reward
 from npr_lib.train.trainer import Recipe
 
@@ -47,6 +48,7 @@ def reward_of(section: NPRZero) -> Reward:
     return partial(named, partial_credit=section.partial_credit)
 
 
+@launched
 def train(
     stage: Stage,
     *,

@@ -69,6 +69,7 @@ from npr_lib.reasoning.trajectory import Mode
 from npr_lib.rewards import stage3_reward
 from npr_lib.tasks.problems import ProblemSet
 from npr_lib.train import reinforce
+from npr_lib.train.launch import launched
 from npr_lib.train.rollout import Advantages, Reward
 from npr_lib.train.trainer import Recipe
 
@@ -148,6 +149,7 @@ def advantages_of(section: NPR) -> Advantages:
     return partial(named, scale=section.advantage) if named is advantages else named
 
 
+@launched
 def train(
     stage: Stage,
     mode: Mode = "parallel",

@@ -19,7 +19,7 @@ from npr_lib.profiles.sections import Reinforcement
 from npr_lib.profiles.stage import Stage
 from npr_lib.tasks import problems as tasks
 from npr_lib.tasks.problems import ProblemSet, load_problems
-from npr_lib.train import checkpoints
+from npr_lib.train import checkpoints, launch
 from npr_lib.train.checkpoints import begin_training, finish_training
 from npr_lib.train.engines import rollout_engine
 from npr_lib.train.logs import log_to
@@ -117,6 +117,7 @@ def _identity(
         "fields": fields,
         "lora": profile.lora,
         "seed": stage.seed,
+        "launch": launch.identity(profile.launch),
         "code": closure(__name__),
     }
 

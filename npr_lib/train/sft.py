@@ -33,8 +33,9 @@ from npr_lib.reasoning.schema import parse_unlimited
 from npr_lib.reasoning.style import COMPACT, Style
 from npr_lib.reasoning.tokens import COMPACT_IDS, StyleIds, TagIds, add_tag_tokens, render_ids
 from npr_lib.reasoning.trajectory import Mode
-from npr_lib.train import checkpoints
+from npr_lib.train import checkpoints, launch
 from npr_lib.train.checkpoints import begin_training, finish_training
+from npr_lib.train.launch import launched
 from npr_lib.train.logs import log_to
 from npr_lib.train.lora import add_adapter, load_trainable
 from npr_lib.train.reinforce import DEFAULTS
@@ -117,6 +118,7 @@ def arguments(fields: Mapping[str, Any], folder: Path, seed: int) -> SFTConfig:
     )
 
 
+@launched
 def train(stage: Stage, mode: Mode = "parallel") -> Path:
     """Train NPR-Beta (or SR-Beta) from the original model on run_dir / "rejection.parquet".
 
@@ -125,7 +127,7 @@ def train(stage: Stage, mode: Mode = "parallel") -> Path:
     data, start = stage.run_dir / "rejection.parquet", stage.run_dir / "seed"
     if not data.exists():
         raise WorkbenchError(f"{data} does not exist: run rejection sampling (stage 2) first")
-    settings, frame = stage.profile.sft, pd.read_parquet(data)
+    settings, frame = stage.profile.sft, pd.read_parquet(data, columns=["prompt_ids", "text"])
     rows = list(zip(frame["prompt_ids"], frame["text"], strict=True))
     identity = {
         "sft": asdict(settings),
@@ -134,6 +136,7 @@ def train(stage: Stage, mode: Mode = "parallel") -> Path:
         "mode": mode,
         "lora": stage.profile.lora,
         "seed": stage.seed,
+        "launch": launch.identity(stage.profile.launch),
         "code": closure(__name__),
     }
     folder = stage.run_dir / ("npr_beta" if mode == "parallel" else "sr_beta")

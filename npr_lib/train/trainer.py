@@ -118,17 +118,20 @@ class RolloutTrainer(GRPOTrainer):
         )
 
     def roll_out(self, prompts: Sequence[str]) -> list[Rollout]:
-        """G rollouts for each prompt; groups of equal rewards are replaced by other problems."""
+        """G rollouts for each prompt; groups of equal rewards are replaced by other problems, the
+        same ones however many processes there are."""
         self.engine.weights_changed()
         groups = self._groups(prompts, attempt=0)
         for attempt in range(1, self.settings.resamples + 1):
             dead = [i for i, group in enumerate(groups) if _equal(group)]
-            if not dead:
+            counts = gather_object([len(dead)])
+            if not any(counts):
                 break
-            process = self.accelerator.process_index
-            seed = mix(self.args.seed, self.state.global_step, attempt, process)
-            drawn = random.Random(seed).sample(self.prompts, len(dead))
-            for i, group in zip(dead, self._groups(drawn, attempt), strict=True):
+            seed = mix(self.args.seed, self.state.global_step, attempt)
+            drawn = random.Random(seed).sample(self.prompts, sum(counts))
+            first = sum(counts[: self.accelerator.process_index])
+            own = self._groups(drawn[first : first + len(dead)], attempt)
+            for i, group in zip(dead, own, strict=True):
                 if not _equal(group):
                     groups[i] = group
         return [rollout for group in groups for rollout in group]
@@ -141,7 +144,8 @@ class RolloutTrainer(GRPOTrainer):
         """
         asked = max(1, self.settings.start_check // self.num_generations)
         self.engine.weights_changed()
-        groups = self._groups(self.prompts[:asked], attempt=0)
+        with self.accelerator.split_between_processes(self.prompts[:asked]) as own:
+            groups = gather_object(self._groups(own, attempt=0))
         batch = [rollout for group in groups for rollout in group]
         valid, varied = sum(r.format_reward == 0 for r in batch), sum(not _equal(g) for g in groups)
         told = (
@@ -169,12 +173,15 @@ class RolloutTrainer(GRPOTrainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """One sampled response to every validation problem, the same draws each time: mean reward
-        (a filtered response counts as -1), accuracy, format pass, work and span."""
+        (a filtered response counts as -1), accuracy, format pass, work and span. Each process
+        answers its share."""
         self.engine.weights_changed()
-        prompts = [build_prompt(p, self.template, self.processing_class) for p in self.validation]
-        params = replace(self.settings.sampling, seed=self.args.seed)
-        trajectories = self.engine.generate(prompts, params, mode=self.recipe.mode)
-        scored = score(trajectories, self.validation, self.validation, self.recipe.reward)
+        with self.accelerator.split_between_processes(list(self.validation)) as asked:
+            prompts = [build_prompt(p, self.template, self.processing_class) for p in asked]
+            params = replace(self.settings.sampling, seed=self.args.seed)
+            trajectories = self.engine.generate(prompts, params, mode=self.recipe.mode)
+            own = score(trajectories, asked, self.validation, self.recipe.reward)
+        scored = gather_object(own)
         rewards = np.nan_to_num([rollout.reward for rollout in scored], nan=-1.0)
         figures = {"reward": float(rewards.mean()), **summarize(scored)}
         metrics = {f"eval_{name}": value for name, value in figures.items()}

@@ -68,7 +68,7 @@ def launch(profile: Profile) -> str:
     count = preflight.processes(profile)
     if count == 1:
         return "1"
-    file = profile.launch.config_file  # type: ignore[attr-defined]
+    file = profile.launch.config_file
     given = f" --config_file {file}" if file else ""
     return f"{count} a training: accelerate launch --num_processes {count}{given}, by the notebooks"
 

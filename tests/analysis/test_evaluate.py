@@ -1,6 +1,7 @@
 """Evaluation and speed: of an engine whose every answer, by a clock whose every tick, is known."""
 
 import statistics
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from npr_lib.engine import SamplingParams
 from npr_lib.profiles.profile import load_profile
 from npr_lib.reasoning.trajectory import rollouts_path
 from npr_lib.tasks.problems import Problem, ProblemSet
+from npr_lib.train import portions
 
 PROBLEMS = ProblemSet([Problem(f"p{i}", f"A={i};", str(10 + i)) for i in range(4)], "exact")
 RIGHT = ("101", "011", "000", "110")  # problem by problem, sample by sample
@@ -45,15 +47,21 @@ def test_every_verdict_goes_to_its_problem_and_sample():
     assert set(frame["stage"]) == set(frame["checkpoint"]) == {"mine"}
 
 
+def evaluate_with(monkeypatch, run_dir, engine, mode="parallel", size=64):
+    monkeypatch.setattr(evaluate, "checkpoint_engine", lambda *_: nullcontext(engine))
+    monkeypatch.setattr(evaluate, "load_problems", lambda spec, split, seed: PROBLEMS)
+    monkeypatch.setattr(evaluate, "checkpoint_mode", lambda folder: mode)
+    monkeypatch.setattr(portions, "at_once", lambda: 1)
+    overrides = ["evaluation.samples=3", "evaluation.sampling.temperature=0.7"]
+    overrides += [f"engine.max_running={size}"]
+    stage = make_stage(load_profile("smoke", overrides), run_dir, seed=5)
+    return stage, evaluate.evaluate(stage, "npr", "validation")
+
+
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])
 def test_evaluation_samples_by_the_profile_and_decodes_greedily_once(tmp_path, monkeypatch, mode):
     engine = ScriptedEngine(script)
-    monkeypatch.setattr(evaluate, "load_engine", lambda stage, name: engine)
-    monkeypatch.setattr(evaluate, "load_problems", lambda spec, split, seed: PROBLEMS)
-    monkeypatch.setattr(evaluate, "checkpoint_mode", lambda folder: mode)
-    overrides = ["evaluation.samples=3", "evaluation.sampling.temperature=0.7"]
-    stage = make_stage(load_profile("smoke", overrides), tmp_path, seed=5)
-    frame = evaluate.evaluate(stage, "npr", "validation")
+    stage, frame = evaluate_with(monkeypatch, tmp_path, engine, mode)
     (sampled, greedy) = [(params, n) for _, params, n, _ in engine.calls]
     assert (sampled[0].temperature, sampled[1]) == (0.7, 3)
     assert (greedy[0].temperature, greedy[1]) == (0.0, 1)
@@ -69,6 +77,22 @@ def test_evaluation_samples_by_the_profile_and_decodes_greedily_once(tmp_path, m
     assert pd.read_parquet(rollouts_path(tmp_path, "npr", "validation")).shape == frame.shape
     assert evaluate.evaluate(stage, "npr", "validation").shape == frame.shape
     assert len(engine.calls) == 2, "what was answered before was answered again"
+
+
+def test_a_killed_evaluation_goes_on_and_portions_change_nothing(tmp_path, monkeypatch):
+    def killed(prompt, *others):
+        if "A=2" in prompt:
+            raise KeyboardInterrupt
+        return script(prompt, *others)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_with(monkeypatch, tmp_path, ScriptedEngine(killed), size=1)
+    engine = ScriptedEngine(script)
+    _, frame = evaluate_with(monkeypatch, tmp_path, engine, size=1)
+    assert {prompt for call in engine.calls for prompt in call[0]} == {"A=2;\n", "A=3;\n"}
+    _, whole = evaluate_with(monkeypatch, tmp_path / "whole", ScriptedEngine(script))
+    pd.testing.assert_frame_equal(frame, whole)
+    assert [path.name for path in (tmp_path / "rollouts").iterdir()] == ["validation_npr.parquet"]
 
 
 # seconds of a call with one response and with all four, round by round: medians of quotients are

@@ -70,7 +70,10 @@ def assert_same(one, other, tolerance=1e-6, but=()):
     for row, again in zip(log, log_again, strict=True):
         assert row.keys() == again.keys()
         for name in row.keys() - clocks - set(but):
-            assert row[name] == pytest.approx(again[name], abs=tolerance), (row["step"], name)
+            assert row[name] == pytest.approx(again[name], tolerance, tolerance), (
+                row["step"],
+                name,
+            )
     for name, tensor in weights.items():
         assert torch.allclose(tensor, weights_again[name], atol=tolerance), name
 

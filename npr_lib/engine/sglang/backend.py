@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.client import HTTPResponse
+from importlib import import_module
 from importlib.util import find_spec
 from queue import Queue
 from threading import Event, Thread
@@ -60,6 +61,7 @@ def server_arguments(model_path: str, config: EngineConfig) -> dict[str, Any]:
         "disable_overlap_schedule": True,
         **cpu_arguments(),
         "chunked_prefill_size": config.max_step_tokens,
+        **(config.sglang or {}),
     }
 
 
@@ -100,6 +102,12 @@ class InProcess:
             import sglang
         except ImportError as error:
             raise WorkbenchError(f"{_MISSING} ({error})") from error
+        known = import_module("sglang.srt.server_args").ServerArgs.__annotations__
+        if unknown := set(arguments) - set(known):
+            raise WorkbenchError(
+                f"SGLang {sglang.__version__} has no argument {', '.join(sorted(unknown))} "
+                "(engine.sglang in a profile)"
+            )
         self.engine = sglang.Engine(**arguments)
 
     def generate(
@@ -149,8 +157,8 @@ class InProcess:
             raise RuntimeError(f"SGLang could not flush its cache: {answer.message}")
 
     def update_weights(self, model: PreTrainedModel) -> None:
-        """Hand over a model's weights, and flush."""
-        buckets = list(_buckets(model))
+        """Hand over a model's weights in the type that SGLang computes in, and flush."""
+        buckets = list(_buckets(model, self.engine.server_args.dtype))
         _succeeded(self.engine.begin_weight_update())
         for i, bucket in enumerate(buckets, 1):
             last = i == len(buckets)
@@ -236,7 +244,8 @@ class Server:
         """Hand over a model's weights through a folder, which the server must see too (SGLang's
         HTTP interface takes tensors from the same machine only). It flushes its cache."""
         with tempfile.TemporaryDirectory(prefix="npr-weights-") as folder:
-            model.save_pretrained(folder)
+            weights = dict(_weights(model, self._get("/server_info")["dtype"]))
+            model.save_pretrained(folder, state_dict=weights)
             self._post("/update_weights_from_disk", {"model_path": folder})
 
     def shutdown(self) -> None:
@@ -275,13 +284,20 @@ def _succeeded(answer: tuple[bool, str]) -> None:
         raise RuntimeError(f"SGLang could not take the new weights: {message}")
 
 
-def _buckets(model: PreTrainedModel) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Names and copies of a model's weights, a limited number of bytes at a time."""
+def _weights(model: PreTrainedModel, dtype: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and copies of a model's weights in SGLang's type; `auto`: in their own."""
+    for name, parameter in model.named_parameters():
+        kind = parameter.dtype if dtype == "auto" else getattr(torch, dtype)
+        yield name, parameter.detach().to(kind, copy=True)
+
+
+def _buckets(model: PreTrainedModel, dtype: str) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """The weights, a limited number of bytes at a time."""
     bucket: list[tuple[str, torch.Tensor]] = []
     size = 0
-    for name, parameter in model.named_parameters():
-        bucket.append((name, parameter.detach().clone()))
-        size += parameter.nbytes
+    for name, weight in _weights(model, dtype):
+        bucket.append((name, weight))
+        size += weight.nbytes
         if size > _BUCKET:
             yield bucket
             bucket, size = [], 0
