@@ -94,8 +94,7 @@ def _group(
 
 
 def _peak(device: torch.device, step: Callable[[], None]) -> int:
-    """Bytes at the peak of a second call, above those held before; of the process on a CPU (Linux).
-    """
+    """Bytes at the peak of a second call above those held before it; on a CPU, of the process."""
     step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -47,7 +47,7 @@ def dense_mask(layout: Layout, device: torch.device | str = "cpu") -> torch.Tens
 
 
 class Piece(NamedTuple):
-    """The tokens start <= t < end of a row, which are those of `sequence` from its token `first` on.
+    """The tokens start <= t < end of a row: those of `sequence` from its token `first` on.
 
     They see each other as far as the sequence's layout says, and the `first` tokens of the row from
     `group` on: the prompt that the sequences of a group share.
@@ -197,7 +197,8 @@ def block_visibility(hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first = np.arange(0, n, BLOCK)
     last = np.minimum(first + BLOCK, n)
     some = first < last[:, None]
-    every = last - 1 <= first[:, None]
+    # a last block that is cut short is for the mask to bound, as in torch's create_block_mask
+    every = (last - 1 <= first[:, None]) & (first + BLOCK <= n)[:, None]
     for low, high in hidden.transpose(0, 2, 1):
         low, high = np.where(low < high, low, n), np.where(low < high, high, 0)
         for_all = np.maximum.reduceat(low, first), np.minimum.reduceat(high, first)

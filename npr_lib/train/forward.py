@@ -37,7 +37,7 @@ def logprobs_and_entropies(
 
     Args:
         model: with TRL's fused head and `npr` attention, wrapped or not.
-        input_ids, attention_mask: [B, L] as TRL pads them, prompts on the left, and the completions,
+        input_ids, attention_mask: [B, L] as TRL pads them, prompts on the left, completions,
             the last `width` columns, on the right.
         layouts: of each sequence without its padding.
         rows: every sequence once, as of `rows_of`.

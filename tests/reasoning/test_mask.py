@@ -23,7 +23,7 @@ class Sequence:
     """A random response and what the definition says of it."""
 
     def __init__(self, rng, prompt_len):
-        self.response, _ = random_response(rng, TOKENIZER, depth=3, prompt_len=prompt_len)
+        self.response, _ = random_response(rng, TOKENIZER, max_branches=3, prompt_len=prompt_len)
         self.layout = layout(self.response.ids, TAGS, prompt_len)
         self.sees = brute_force_mask(self.response.paths)
 
@@ -33,7 +33,7 @@ def random_row(seed):
     rng = random.Random(seed)
     sequences, groups = [], []
     for _ in range(rng.randint(1, 3)):
-        prompt_len, size = rng.randint(1, 7), rng.randint(1, 4)
+        prompt_len, size = rng.randint(1, 7), rng.randint(1, 3)
         groups.append([len(sequences) + i for i in range(size)])
         sequences += [Sequence(rng, prompt_len) for _ in range(size)]
     order = rng.sample(range(len(sequences)), len(sequences))
@@ -51,13 +51,14 @@ def definition(sequences, groups):
         for i in group:
             tokens += [(g, {i}, t) for t in range(shared, len(sequences[i].layout))]
     sees = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
-    for q, (_, own, at) in enumerate(tokens):
-        for k, (_, other, before) in enumerate(tokens):
-            sees[q, k] = any(bool(sequences[i].sees[at, before]) for i in own & other)
+    for i, sequence in enumerate(sequences):
+        rows = torch.tensor([t for t, (_, own, _) in enumerate(tokens) if i in own])
+        places = torch.tensor([tokens[t][2] for t in rows.tolist()])
+        sees[rows[:, None], rows] |= sequence.sees[places[:, None], places]
     return tokens, sees
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_a_row_is_what_its_sequences_are(seed):
     sequences, groups = random_row(seed)
     packed = pack([s.layout for s in sequences], groups)
@@ -72,7 +73,7 @@ def test_a_row_is_what_its_sequences_are(seed):
     assert torch.equal(found, sees)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_tiles_show_each_token_once_and_what_it_sees(seed):
     sequences, groups = random_row(seed)
     packed = pack([s.layout for s in sequences], groups)
@@ -92,7 +93,7 @@ def test_tiles_show_each_token_once_and_what_it_sees(seed):
     assert packed.tiles(torch.device("cpu"), torch.float64)[0] is tiles, "one for all layers"
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_blocks_hold_what_is_visible(seed, monkeypatch):
     monkeypatch.setattr(mask, "BLOCK", 4)
     sequences, groups = random_row(seed)
@@ -118,9 +119,11 @@ def test_blocks_hold_what_is_visible(seed, monkeypatch):
 
 
 def test_causal_blocks_are_whole_below_the_diagonal():
-    some, every = block_visibility(pack([causal_layout(700)], [[0]]).hidden)
+    some, every = block_visibility(pack([causal_layout(768)], [[0]]).hidden)
     assert np.array_equal(some, np.eye(6, dtype=bool))
     assert np.array_equal(every, np.tri(6, k=-1, dtype=bool))
+    some, every = block_visibility(pack([causal_layout(700)], [[0]]).hidden)
+    assert some[-1].all() and not every[-1].any(), "torch's own are whole blocks too"
 
 
 class Largest(TorchDispatchMode):
