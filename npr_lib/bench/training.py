@@ -24,6 +24,7 @@ from npr_lib.reasoning.tokens import TagIds
 from npr_lib.train.forward import logprobs_and_entropies, plan
 
 BRANCHES = 3
+WRITTEN = 40  # tokens of a response around its branches, at most
 
 
 def training(subject: Subject, sizes: Sizes) -> Iterator[list[Row]]:
@@ -33,9 +34,8 @@ def training(subject: Subject, sizes: Sizes) -> Iterator[list[Row]]:
     """
     use_npr_attention(subject.model)
     for model in (subject.model, subject.peer):
-        if not hasattr(model, "fused"):
+        if "forward" not in vars(model):  # the head is one
             add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-            model.fused = True
     for prompt, response, group in sizes.groups:
         arms = _steps(subject, prompt, response, group)
         rows = {"prompt": prompt, "response": response, "group": group}
@@ -85,8 +85,8 @@ def _group(
     answers = []
     for i in range(group):
         length = round(response * (0.5 + i / (group - 1)))
-        made = block(BRANCHES, length // (BRANCHES + 1), tokenizer, draw)
-        answers.append(made + words(max(length - len(made), 1), tokenizer, draw))
+        made = block(BRANCHES, (length - WRITTEN) // (BRANCHES + 1), tokenizer, draw)
+        answers.append(made + words(length - len(made), tokenizer, draw))
     width = max(map(len, answers))
     ids = torch.tensor([asked + own + [0] * (width - len(own)) for own in answers])
     mask = torch.tensor([[1] * (prompt + len(a)) + [0] * (width - len(a)) for a in answers])

@@ -108,12 +108,10 @@ class PackedLayout:
     def block_mask(self, device: torch.device) -> BlockMask:
         """FlexAttention's form, made once."""
         if device not in self._made:
-            blocks = []
-            for chosen in map(torch.from_numpy, block_visibility(self.hidden)):
-                order = torch.argsort(~chosen, dim=1, stable=True)  # its blocks first
-                blocks += [chosen.sum(dim=1)[None, None].int(), order[None, None].int()]
+            some, every = block_visibility(self.hidden)
             self._made[device] = BlockMask.from_kv_blocks(
-                *(tensor.to(device) for tensor in blocks),
+                *_ordered(some, device),
+                *_ordered(every, device),
                 BLOCK_SIZE=BLOCK,
                 mask_mod=flex_mask_mod(torch.from_numpy(self.hidden).to(device)),
                 seq_lengths=(len(self), len(self)),
@@ -207,6 +205,14 @@ def block_visibility(hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         every &= (last <= for_any[0][:, None]) | (first >= for_any[1][:, None])
     every &= some
     return some & ~every, every
+
+
+def _ordered(blocks: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many blocks of keys each block of queries has, int32 [1, 1, Q], and which, before the
+    others, int32 [1, 1, Q, K]."""
+    chosen = torch.from_numpy(blocks).to(device)
+    order = torch.argsort(~chosen, dim=1, stable=True)
+    return chosen.sum(dim=1)[None, None].int(), order[None, None].int()
 
 
 def flex_mask_mod(hidden: torch.Tensor) -> Callable[..., torch.Tensor]:

@@ -75,6 +75,7 @@ class RolloutTrainer(GRPOTrainer):
     """
 
     control: TrainerControl  # transformers' own: `evaluate` keeps what its callbacks decide
+    _buffered_inputs: list[dict[str, Any]] | None  # TRL's
 
     def __init__(
         self,
