@@ -150,7 +150,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         dest="only",
         metavar="SECTION",
         nargs="+",
-        choices=("decoding", "throughput", "slots", "layout", "marginal"),
+        choices=("decoding", "throughput", "slots", "layout", "marginal", "training"),
         help="sections to measure, of %(choices)s [all]",
     )
     bench.add_argument("--quick", action="store_true", help="the smallest sizes, for a look")

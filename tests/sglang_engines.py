@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from npr_lib.engine import SamplingParams, SGLangEngine, TorchEngine
 from npr_lib.engine.branch import Response
-from npr_lib.reasoning.layout import dense_mask, layout
+from npr_lib.reasoning.layout import layout
+from npr_lib.reasoning.mask import dense_mask
 from npr_lib.reasoning.tokens import TagIds, encode, step_prefix
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 

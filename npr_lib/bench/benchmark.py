@@ -1,8 +1,8 @@
-"""The engine against its peers: `python -m npr_lib bench`.
+"""Engine and trainer against their peers: `python -m npr_lib bench`.
 
 Prints a table a section as it is measured, and writes OUT/bench.json and OUT/bench.html. What is
-measured is in `measurements`, on what in `workload`, against what in `peers`, and what is made of
-it in `sections` and `figures`.
+measured is in `measurements` and `training`, on what in `workload`, against what in `peers`, and
+what is made of it in `sections` and `figures`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from npr_lib import WorkbenchError
 from npr_lib.bench import figures, measurements, sections
 from npr_lib.bench.peers import SHAPES, build
 from npr_lib.bench.sections import SECTIONS, Row
+from npr_lib.bench.training import training
 from npr_lib.bench.workload import FULL, QUICK
 from npr_lib.workbench import manifest, pages
 from npr_lib.workbench.stages import REPOSITORY
@@ -31,7 +32,13 @@ OUT = REPOSITORY / "reports" / "bench"
 COMMAND = "python -m npr_lib bench"
 MODELS = {"cpu": ("tiny", "llama25m"), "cuda": ("llama135m", "qwen3-1.7b")}
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-MEASURE = ("decoding", "throughput", "slots", "marginal")  # of every model
+MEASURE = {  # of every model
+    "decoding": measurements.decoding,
+    "throughput": measurements.throughput,
+    "slots": measurements.slots,
+    "marginal": measurements.marginal,
+    "training": training,
+}
 
 
 def run(
@@ -71,7 +78,7 @@ def run(
         result["models"][name] = about = subject.about()
         print(f"\n{name}: {about['parameters']:,} parameters", flush=True)
         for section in (section for section in only if section in MEASURE):
-            lines = getattr(measurements, section)(subject, sizes)
+            lines = MEASURE[section](subject, sizes)
             _measure(result, out, lines, section=section, model=name)
     return write_page(out)
 

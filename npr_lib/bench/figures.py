@@ -17,6 +17,7 @@ HEIGHT = 460  # px
 # A quantity has one colour in every picture.
 COLORS = dict.fromkeys(("speed-up", "engine", "peak", "ms", "MB"), theme.BLUE)
 COLORS |= dict.fromkeys(("cap", "generate", "bare forward"), theme.VERMILLION)
+COLORS |= dict(zip(("packed / alone", "packed / TRL"), (theme.BLUE, theme.VERMILLION), strict=True))
 COLORS |= {"ideal": theme.INK, "generate_batch": theme.GREEN}
 COLORS |= {"copies": theme.fade(theme.BLUE, 0.34)}
 DASHES = {"ideal": "dot", "cap": "dash"}
@@ -44,6 +45,7 @@ class Chart:
 SPEEDUPS = ("ideal", "cap", "speed-up")
 ARMS = ("engine", "generate", "generate_batch")
 SIDES = ("engine", "bare forward")
+STEPS = ("packed / alone", "packed / TRL")
 CHARTS = {
     "decoding": (
         Chart("Parallel over sequential", "branches", "speed-up (×)", SPEEDUPS, panel="length"),
@@ -55,6 +57,9 @@ CHARTS = {
         Chart("Layouts", "tokens", "", ("ms", "MB"), panel="quantity", apart=True, log=True),
     ),
     "marginal": (Chart("A decode step", "count", "ms", SIDES, panel="with more", apart=True),),
+    "training": (
+        Chart("A packed training step", "tokens", "× the time", STEPS, panel="group", level=1),
+    ),
 }
 
 

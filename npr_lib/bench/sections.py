@@ -79,6 +79,18 @@ SECTIONS = {
         {"engine": "1e3 * engine", "bare forward": "1e3 * bare"},
         slope_over="count",
     ),
+    "training": Section(
+        "A training step on a group: packed, each response alone, and by TRL",
+        ("prompt", "response", "group", "tokens"),
+        {
+            "packed s": "packed",
+            "packed / alone": "packed / alone",
+            "packed / TRL": "packed / trl",
+            "packed MB": "packed_peak / 1e6",
+            "alone MB": "alone_peak / 1e6",
+            "TRL MB": "trl_peak / 1e6",
+        },
+    ),
 }
 
 

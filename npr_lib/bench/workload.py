@@ -35,6 +35,11 @@ class Sizes:
     more_responses: tuple[int, ...] = (1, 2, 4, 8, 16)
     more_prefix: tuple[float, ...] = (0.064, 1.024, 2.048, 4.096)  # thousands
     steps: int = 64  # decode steps that make one timing of a step
+    # prompt, mean response, responses: groups of 2k to 32k tokens that are trained on
+    groups: tuple[tuple[int, int, int], ...] = (
+        *((50, 200, 8), (500, 500, 8), (2000, 500, 8)),
+        *((50, 1000, 16), (1000, 1000, 16)),
+    )
 
     @property
     def middle(self) -> int:
@@ -55,6 +60,7 @@ QUICK = Sizes(
     more_responses=(1, 2),
     more_prefix=(0.064, 0.256),
     steps=8,
+    groups=((24, 120, 3),),
 )
 
 

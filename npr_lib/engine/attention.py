@@ -5,8 +5,8 @@ silently drops the padding mask). Three ways to be called, told apart by the key
 through `model(...)`:
 
 - `npr_step=KVStep`: the engine. New keys and values go to their pool slots, queries read theirs.
-- `npr_layout=BatchLayout`: the trainer. The section 4 mask over padded rows, dense on CPU and as a
-  FlexAttention block mask on CUDA, where no n x n tensor is made.
+- `npr_layout=PackedLayout`: the trainer. One row of packed sequences, by sdpa on its tiles, and on
+  CUDA by FlexAttention, where no n x n tensor is made.
 - neither: plain sdpa.
 """
 
@@ -15,18 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from npr_lib.engine import paged
-from npr_lib.reasoning.layout import BatchLayout, flex_mask_mod
+from npr_lib.reasoning.mask import PackedLayout
 
 NAME = "npr"
 _FEW = 8  # new tokens of a row up to which paged.c beats gathering its KV for a matrix product
@@ -91,7 +91,7 @@ def npr_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     npr_step: KVStep | None = None,
-    npr_layout: BatchLayout | None = None,
+    npr_layout: PackedLayout | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """query [B, heads, n, d], key and value [B, kv_heads, n, d] -> ([B, n, heads, d], None).
@@ -107,10 +107,8 @@ def npr_attention(
         layer = module.layer_idx
         assert isinstance(layer, int), "transformers numbers its attention layers"
         return _slot_attention(layer, query, key, value, scaling, npr_step), None
-    if npr_layout is not None and query.is_cuda:
-        return _flex_attention(query, key, value, scaling, npr_layout), None
     if npr_layout is not None:
-        attention_mask = npr_layout.mask[:, None]
+        return _row_attention(query, key, value, dropout, scaling, npr_layout), None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )
@@ -191,34 +189,53 @@ def _gather(pool: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     return flat.view(*slots.shape, *pool.shape[1:]).transpose(1, 2)
 
 
-def _flex_attention(
+def _row_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    dropout: float,
     scaling: float | None,
-    layout: BatchLayout,
+    layout: PackedLayout,
 ) -> torch.Tensor:
-    make_mask, attend = _compiled()
-    if layout.block_mask is None:
-        batch, length = layout.position_ids.shape
-        mask_mod = flex_mask_mod(layout)
-        layout.block_mask = make_mask(mask_mod, batch, None, length, length, device=query.device)
-    groups = query.shape[1] // key.shape[1]
-    out = attend(
-        query,
-        repeat_kv(key, groups),
-        repeat_kv(value, groups),
-        block_mask=layout.block_mask,
-        scale=scaling,
-    )
-    return out.transpose(1, 2)
+    if (query.shape[0], query.shape[2]) != (1, len(layout)):
+        raise ValueError(f"queries {tuple(query.shape)} for a row of {len(layout)} tokens")
+    device, groups = query.device, query.shape[1] // key.shape[1]
+    # Under autocast rotary embeddings leave float32 beside bfloat16, which FlexAttention refuses,
+    # and a bias of another dtype would be converted, and kept for the backward, in every layer.
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else query.dtype
+    query, key, value = (states.to(dtype) for states in (query, key, value))
+    if _by_blocks(query):
+        if dropout:
+            raise ValueError("FlexAttention has no dropout: set the model's attention_dropout to 0")
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        out = _compiled()(query, key, value, block_mask=layout.block_mask(device), scale=scaling)
+        return out.transpose(1, 2)
+    tiles, where = layout.tiles(device, dtype)
+    outputs = []
+    for tile in tiles:
+        q, k, v = _take(query, tile.queries), _take(key, tile.keys), _take(value, tile.keys)
+        k, v = repeat_kv(k, groups), repeat_kv(v, groups)
+        out = scaled_dot_product_attention(q, k, v, tile.bias, dropout, scale=scaling)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)[where][None]
+
+
+def _by_blocks(query: torch.Tensor) -> bool:
+    return query.is_cuda  # FlexAttention has no backward on a CPU
+
+
+def _take(states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """[1, heads, T, d] at tokens [N, R] -> [N, heads, R, d]."""
+    heads, dim = states.shape[1], states.shape[3]
+    # whole tokens, by what is the fastest both ways on a CPU
+    flat = embedding(tokens, states[0].transpose(0, 1).reshape(-1, heads * dim))
+    return flat.unflatten(-1, (heads, dim)).transpose(1, 2)
 
 
 @cache
-def _compiled() -> tuple[Callable[..., Any], Callable[..., torch.Tensor]]:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    return torch.compile(create_block_mask), torch.compile(flex_attention)
+def _compiled() -> Callable[..., torch.Tensor]:
+    return torch.compile(flex_attention)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, npr_attention)

@@ -8,7 +8,8 @@ Trajectory                                 a response as it was decoded
 """
 
 from npr_lib.reasoning.graph import ReasoningGraph
-from npr_lib.reasoning.layout import Layout, LayoutError, dense_mask, layout
+from npr_lib.reasoning.layout import Layout, LayoutError, layout
+from npr_lib.reasoning.mask import dense_mask
 from npr_lib.reasoning.schema import parse, render
 from npr_lib.reasoning.style import STYLES, Style
 from npr_lib.reasoning.tokens import StyleIds, TagIds, add_tag_tokens, render_ids

@@ -13,12 +13,11 @@ own. Two integers a token and a level of nesting are the whole mask.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from npr_lib.reasoning.style import COMPACT, Style
@@ -320,94 +319,3 @@ def by_branch(
             own = range(segment.start - layout.prompt_len, segment.end - layout.prompt_len)
             tokens.setdefault(path, []).extend(completion_ids[t] for t in own if chosen[t])
     return tokens
-
-
-def dense_mask(layout: Layout, device: torch.device | str = "cpu") -> torch.Tensor:
-    """bool [n, n]: entry (q, k) says that token q sees token k. For CPU and for small n."""
-    return batch_mask(stack_layouts([layout], len(layout)).to(device))[0]
-
-
-@dataclass(slots=True)
-class BatchLayout:
-    """Layouts of B padded rows of length L as tensors; what the attention function takes.
-
-    position_ids: int64 [B, L], 0 on padding. hidden: int32 [B, D, L, 2]. start, end: int32 [B],
-    the row's real tokens are start <= t < end; padding sees only itself.
-    """
-
-    position_ids: torch.Tensor
-    hidden: torch.Tensor
-    start: torch.Tensor
-    end: torch.Tensor
-    # One mask serves all layers of a forward; each form is built at first use.
-    dense: torch.Tensor | None = None
-    block_mask: object | None = None
-
-    def to(self, device: torch.device | str) -> BatchLayout:
-        return BatchLayout(
-            *(getattr(self, f).to(device) for f in ("position_ids", "hidden", "start", "end"))
-        )
-
-    def crop(self, rows: torch.Tensor, left: int, right: int) -> BatchLayout:
-        """These rows (int64 [R]) without the columns before `left` and from `right` on, which must
-        be padding in all of them."""
-        hidden = self.hidden[rows, :, left:right]
-        return BatchLayout(
-            self.position_ids[rows, left:right],
-            torch.where(hidden[..., 1:] > 0, hidden - left, 0),
-            self.start[rows] - left,
-            self.end[rows] - left,
-        )
-
-    @property
-    def mask(self) -> torch.Tensor:
-        """bool [B, L, L], built once."""
-        if self.dense is None:
-            self.dense = batch_mask(self)
-        return self.dense
-
-
-def stack_layouts(
-    layouts: Sequence[Layout], length: int, starts: Sequence[int] | None = None
-) -> BatchLayout:
-    """Layouts side by side in rows of `length`; row b's tokens begin at `starts[b]` (default 0)."""
-    depth = max((len(item.hidden) for item in layouts), default=0)
-    starts = starts or [0] * len(layouts)
-    position_ids = np.zeros((len(layouts), length), np.int64)
-    hidden = np.zeros((len(layouts), depth, length, 2), np.int32)
-    ends = []
-    for b, (item, start) in enumerate(zip(layouts, starts, strict=True)):
-        end = start + len(item)
-        if end > length:
-            raise ValueError(f"row {b}: {len(item)} tokens at {start} exceed the length {length}")
-        position_ids[b, start:end] = item.position_ids
-        own = hidden[b, : len(item.hidden), start:end]
-        own[:] = np.where(item.hidden[..., 1:] > 0, item.hidden + start, 0)
-        ends.append(end)
-    tensors = (position_ids, hidden, np.asarray(starts, np.int32), np.asarray(ends, np.int32))
-    return BatchLayout(*map(torch.from_numpy, tensors))
-
-
-def batch_mask(batch: BatchLayout) -> torch.Tensor:
-    """bool [B, L, L] of the visibility relation, padding rows seeing only themselves."""
-    length = batch.position_ids.shape[1]
-    index = torch.arange(length, device=batch.position_ids.device)
-    keys, queries = index[None, None, :], index[None, :, None]
-    start, end = batch.start[:, None, None], batch.end[:, None, None]
-    mask = (keys <= queries) & (keys >= start) & (queries < end)
-    for level in batch.hidden.unbind(dim=1):
-        mask &= ~((keys >= level[..., 0:1]) & (keys < level[..., 1:2]))
-    return mask | (keys == queries)
-
-
-def flex_mask_mod(batch: BatchLayout) -> Callable[..., torch.Tensor]:
-    """The same relation as a FlexAttention `mask_mod(b, h, q, k)`: no n x n tensor anywhere."""
-
-    def mask_mod(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor):
-        visible = (k <= q) & (k >= batch.start[b]) & (q < batch.end[b])
-        for depth in range(batch.hidden.shape[1]):
-            low, high = batch.hidden[b, depth, q, 0], batch.hidden[b, depth, q, 1]
-            visible = visible & ~((k >= low) & (k < high))
-        return visible | (k == q)
-
-    return mask_mod

@@ -59,7 +59,7 @@ def train(
         args=sft.arguments(section.trl, training.work, stage.seed),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list([example(d, tokenizer) for d in documents(training.work)]),
-        data_collator=sft.Collator(tokenizer.pad_token_id, None, "sequential"),
+        data_collator=sft.Collator(None, "sequential"),
     )
     log_to(trainer, training.work, "seed")
     checkpoints.train(trainer, training.resume)

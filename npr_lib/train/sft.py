@@ -28,7 +28,8 @@ from npr_lib.engine.attention import use_npr_attention
 from npr_lib.engine.checkpoint import style_for
 from npr_lib.identity import closure, fingerprint
 from npr_lib.profiles.stage import Stage
-from npr_lib.reasoning.layout import Layout, causal_layout, layout, sampled_tokens, stack_layouts
+from npr_lib.reasoning.layout import Layout, causal_layout, layout, sampled_tokens
+from npr_lib.reasoning.mask import pack
 from npr_lib.reasoning.schema import parse_unlimited
 from npr_lib.reasoning.style import COMPACT, Style
 from npr_lib.reasoning.tokens import COMPACT_IDS, StyleIds, TagIds, add_tag_tokens, render_ids
@@ -72,33 +73,27 @@ def example(
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Rows padded on the right, with the positions and the visibility of their layouts. tags: for
-    parallel ones."""
+    """Examples one behind another in one row, with the positions and the visibility of each.
+    tags: for parallel ones."""
 
-    pad_id: int
     tags: TagIds | None
     mode: Mode
     writes: StyleIds = COMPACT_IDS
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        width = max(len(row["input_ids"]) for row in rows)
-        layouts = stack_layouts([self._layout(row) for row in rows], width)
+        packed = pack([self._layout(row) for row in rows], [[i] for i in range(len(rows))])
         return {
-            "input_ids": _pad([row["input_ids"] for row in rows], self.pad_id, width),
-            "labels": _pad([row["labels"] for row in rows], -100, width),
-            "attention_mask": _pad([[1] * len(row["input_ids"]) for row in rows], 0, width),
-            "position_ids": layouts.position_ids,
-            "npr_layout": layouts,
+            "input_ids": torch.tensor([[i for row in rows for i in row["input_ids"]]]),
+            "labels": torch.tensor([[i for row in rows for i in row["labels"]]]),
+            "attention_mask": torch.ones(1, len(packed), dtype=torch.int64),
+            "position_ids": torch.from_numpy(packed.position_ids)[None],
+            "npr_layout": packed,
         }
 
     def _layout(self, row: dict[str, Any]) -> Layout:
         if self.tags is None or self.mode == "sequential":
             return causal_layout(len(row["input_ids"]), row["prompt_len"])
         return layout(row["input_ids"], self.tags, row["prompt_len"], self.writes)
-
-
-def _pad(rows: Sequence[Sequence[int]], value: int, width: int) -> torch.Tensor:
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
 def arguments(fields: Mapping[str, Any], folder: Path, seed: int) -> SFTConfig:
@@ -157,7 +152,7 @@ def train(stage: Stage, mode: Mode = "parallel") -> Path:
         args=args,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(examples),
-        data_collator=Collator(tokenizer.pad_token_id, tags, mode, writes),
+        data_collator=Collator(tags, mode, writes),
     )
     log_to(trainer, training.work, folder.name)
     checkpoints.train(trainer, training.resume)

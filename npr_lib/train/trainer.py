@@ -7,9 +7,11 @@ What it changes in TRL's trainer, and why:
   can be replaced before anything is trained on (dynamic sampling).
 - `_generate_and_score_completions`: adds each row's layout and the engine's logprobs to the batch,
   and puts the recipe's advantages in the place of TRL's.
+- `_prepare_inputs`: micro-batches of whole groups, which share their prompt.
 - `_compute_loss`: remembers the micro-batch for
-- `_get_per_token_logps_and_entropies`: the one call of the model. Positions and visibility come
-  from the layout the engine executed; a logprob that differs from the engine's stops the run.
+- `_get_per_token_logps_and_entropies`: the one call of the model (`forward.py`). Positions and
+  visibility come from the layout the engine executed; a logprob that differs from the engine's
+  stops the run.
 """
 
 from __future__ import annotations
@@ -29,27 +31,26 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
 
 from npr_lib import WorkbenchError
 from npr_lib.engine import Engine
 from npr_lib.engine.sampling import mix
 from npr_lib.profiles.sections import Reinforcement
-from npr_lib.reasoning.layout import BatchLayout, stack_layouts
 from npr_lib.reasoning.schema import TAGS
 from npr_lib.reasoning.trajectory import Mode
 from npr_lib.tasks.problems import ProblemSet, Prompt, build_prompt
+from npr_lib.train.forward import logprobs_and_entropies, rows_of
 from npr_lib.train.order import EpochOrder
 from npr_lib.train.rollout import Advantages, Reward, Rollout, score, to_table
 
 # `rollout_func` may change with TRL's next minor version, which pyproject.toml therefore excludes.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-CHUNKS = 4  # of a micro-batch, by length: rows of like length need little padding
 # |trainer - engine| at most, by mixed precision, and what 99 % of the tokens may have of that.
 # Measured: 2e-5 in float32; docs/training.md, section Precision.
 GAP_LIMITS = {"no": 1e-3, "fp16": 1.0, "bf16": 1.0}
 NEARLY = 0.25
-LAYOUT_FIELDS = ("position_ids", "hidden", "start", "end")
 
 
 class TrainingStoppedError(WorkbenchError):
@@ -79,6 +80,7 @@ class RolloutTrainer(GRPOTrainer):
     """
 
     control: TrainerControl  # transformers' own: `evaluate` keeps what its callbacks decide
+    _buffered_inputs: list[dict[str, Any]] | None  # TRL's
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class RolloutTrainer(GRPOTrainer):
                 raise WorkbenchError(f"two answers for the same prompt: {prompt!r}")
         self._batch: list[Rollout] = []
         self._flat = 0
-        self._inputs: dict[str, torch.Tensor] | None = None
+        self._inputs: dict[str, Any] | None = None
         super().__init__(
             model=model,
             args=args,
@@ -233,8 +235,7 @@ class RolloutTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._inputs = None
         output = super()._generate_and_score_completions(inputs)
-        widths = output["prompt_ids"].shape[1], output["completion_ids"].shape[1]
-        output |= self._engine_tensors(*widths)
+        output |= self._engine_tensors(output["completion_ids"].shape[1])
         batch = gather_object(self._batch)
         advantages_B = self._advantages(batch)
         first = self.accelerator.process_index * len(self._batch)
@@ -257,17 +258,16 @@ class RolloutTrainer(GRPOTrainer):
             raise WorkbenchError(f"advantages of {rewards_B.tolist()} are not all finite")
         return torch.from_numpy(found).to(self.accelerator.device)
 
-    def _engine_tensors(self, prompt_width: int, width: int) -> dict[str, torch.Tensor]:
-        """The layouts and logprobs of the batch, padded as TRL pads: prompts on the left."""
+    def _engine_tensors(self, width: int) -> dict[str, Any]:
+        """The layouts of the batch, and the engine's logprobs [B, width], nan where it has none."""
         trajectories = [rollout.trajectory for rollout in self._batch]
-        starts = [prompt_width - len(t.prompt_ids) for t in trajectories]
-        layouts = stack_layouts([t.layout for t in trajectories], prompt_width + width, starts)
         logprobs = torch.full((len(trajectories), width), float("nan"))
         for row, trajectory in zip(logprobs, trajectories, strict=True):
             row[: trajectory.work] = torch.tensor(trajectory.logprobs)
-        tensors = {f"layout_{field}": getattr(layouts, field) for field in LAYOUT_FIELDS}
-        tensors["engine_logprobs"] = logprobs
-        return {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
+        return {
+            "layouts": [trajectory.layout for trajectory in trajectories],
+            "engine_logprobs": logprobs.to(self.accelerator.device),
+        }
 
     def _record(self, batch: Sequence[Rollout], advantages: Sequence[float]) -> None:
         size, step = self.num_generations, self.state.global_step
@@ -276,6 +276,15 @@ class RolloutTrainer(GRPOTrainer):
         samples = [i % size for i in range(len(batch))]
         table = to_table(batch, sample=samples, advantage=list(advantages), step=step)
         table.to_parquet(path, index=False)
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """TRL's micro-batch, but of groups as they are: shuffled, a group would be scattered over
+        the micro-batches, and its prompt computed in each."""
+        every = self.args.steps_per_generation * self.num_iterations
+        if self._step % every == 0 or self._buffered_inputs is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(batch, self.args.steps_per_generation)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
         self._inputs = inputs
@@ -295,45 +304,30 @@ class RolloutTrainer(GRPOTrainer):
         TRL calls this for the loss, and, when a rollout batch makes several optimizer steps, once
         before the first for the old policy's logprobs.
         """
-        tensors = self._inputs
-        if tensors is None:
-            tensors = self._engine_tensors(input_ids.shape[1] - logits_to_keep, logits_to_keep)
-        layout = BatchLayout(*(tensors[f"layout_{field}"] for field in LAYOUT_FIELDS))
-        labels = input_ids.masked_fill(attention_mask == 0, -100)
-        labels[:, :-logits_to_keep] = -100
-        logprobs_BT = torch.zeros(labels[:, -logits_to_keep:].shape, device=labels.device)
-        entropies_BT = torch.zeros_like(logprobs_BT)
-        prompt_width = input_ids.shape[1] - logits_to_keep
-        size = math.ceil((batch_size or len(input_ids)) / CHUNKS)
-        silent = self._silent(len(input_ids))
-        order = ((layout.end - layout.start) + silent * input_ids.shape[1]).argsort(stable=True)
-        for i, rows in enumerate(order.split(size)):
-            left, right = int(layout.start[rows].min()), int(layout.end[rows].max())
-            part = layout.crop(rows, left, right)
-            learns = torch.is_grad_enabled() and not (i and silent[rows].all())
-            with self.accelerator.autocast(), torch.set_grad_enabled(learns):
-                output = model(
-                    input_ids=input_ids[rows, left:right],
-                    attention_mask=attention_mask[rows, left:right],
-                    position_ids=part.position_ids,
-                    npr_layout=part,
-                    labels=labels[rows, left:right],
-                    fused_lm_head=True,
-                )
-            longest = right - prompt_width
-            at = (rows[:, None], torch.arange(longest, device=rows.device))
-            logprobs_BT = logprobs_BT.index_put(at, output.log_probs[:, -longest:])
-            entropies_BT = entropies_BT.index_put(at, output.entropy[:, -longest:])
+        tensors = self._inputs or self._engine_tensors(logits_to_keep)
+        layouts, silent = tensors["layouts"], self._silent(len(input_ids))
+        rows = rows_of(input_ids, layouts, logits_to_keep, silent, self.accelerator)
+        logprobs_BT, entropies_BT = logprobs_and_entropies(
+            model,
+            self.accelerator,
+            input_ids,
+            attention_mask,
+            layouts,
+            logits_to_keep,
+            rows,
+            silent,
+        )
         if "old_per_token_logps" not in tensors:  # else the weights have moved on
             # `mask_truncated_completions` masks whole rows, whose logprobs are not computed
-            masked_BT = attention_mask[:, prompt_width:] == 0
+            masked_BT = attention_mask[:, -logits_to_keep:] == 0
             engine_BT = tensors["engine_logprobs"].masked_fill(masked_BT, math.nan)
             self._compare(logprobs_BT.detach(), engine_BT)
-            self._log_entropies(entropies_BT.detach(), input_ids[:, prompt_width:], engine_BT)
+            ids_BT = input_ids[:, -logits_to_keep:]
+            self._log_entropies(entropies_BT.detach(), ids_BT, engine_BT)
         return logprobs_BT, entropies_BT, None
 
-    def _silent(self, rows: int) -> torch.Tensor:
-        """bool [rows]: advantage 0, so no gradient, and no backward pass is needed.
+    def _silent(self, rows: int) -> list[bool]:
+        """Which rows have advantage 0, so no gradient, and need no backward pass.
 
         Only in one process: ranks that skip different parts would wait for each other.
         """
@@ -342,8 +336,8 @@ class RolloutTrainer(GRPOTrainer):
             or self._entropy_bonus_enabled
             or self.accelerator.num_processes > 1
         ):
-            return torch.zeros(rows, dtype=torch.bool, device=self.accelerator.device)
-        return self._inputs["advantages"] == 0
+            return [False] * rows
+        return (self._inputs["advantages"] == 0).tolist()
 
     def _log_entropies(
         self, entropies_BT: torch.Tensor, ids_BT: torch.Tensor, engine_BT: torch.Tensor

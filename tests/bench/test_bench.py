@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from npr_lib import WorkbenchError
 from npr_lib.__main__ import main
-from npr_lib.bench import benchmark, measurements, sections
+from npr_lib.bench import benchmark, measurements, sections, training
 from npr_lib.bench.figures import benchmark as draw
 from npr_lib.bench.peers import (
     SHAPES,
@@ -247,6 +247,26 @@ def test_marginal(result, shown):
         few, many = (arms["engine"] for arms in at)
         per = [1e3 * (b - a) / (counts[1] - counts[0]) for a, b in zip(few, many, strict=True)]
         assert cells([cell]) == pytest.approx([median(per)], rel=0.01, abs=0.002)
+
+
+def test_training(result, shown):
+    table = shown["training"]
+    sizes = table[["prompt", "response", "group", "tokens"]]
+    assert sizes.to_numpy().tolist() == [[24, 120, 3, 432]]
+    arms = rounds(result, "training", tokens=432)
+    assert min(*arms["packed"], *arms["alone"], *arms["trl"]) > 0
+    ratios = [a / b for a, b in zip(arms["packed"], arms["trl"], strict=True)]
+    assert cells(table["packed / TRL"]) == pytest.approx([median(ratios)], rel=0.01, abs=0.006)
+    assert all(len(arms[f"{arm}_peak"]) == 1 for arm in ("packed", "alone", "trl"))
+
+
+def test_a_group_to_train_on_is_of_the_size_its_line_says(subject):
+    layouts, ids, mask, width = training._group(subject.tokenizer, 24, 120, 3)
+    assert [len(layout) - 24 for layout in layouts] == [60, 120, 180] and width == 180
+    assert mask.sum(dim=1).tolist() == [84, 144, 204]
+    assert len(ids[:, :24].unique(dim=0)) == 1 and len(ids[:, 24:].unique(dim=0)) == 3
+    for item in layouts:
+        assert len({s.path for s in item.segments if s.path}) == training.BRANCHES
 
 
 def test_slope_is_that_of_the_line_through_the_times():

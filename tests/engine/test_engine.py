@@ -13,7 +13,8 @@ from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.engine.branch import Response
 from npr_lib.engine.sampling import gumbels, hash_ids, mix
 from npr_lib.engine.scheduler import Scheduler
-from npr_lib.reasoning.layout import causal_layout, dense_mask
+from npr_lib.reasoning.layout import causal_layout
+from npr_lib.reasoning.mask import dense_mask
 from npr_lib.reasoning.style import STYLES
 from npr_lib.reasoning.tokens import TagIds, encode
 from npr_lib.reasoning.trajectory import from_row

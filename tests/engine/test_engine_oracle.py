@@ -16,7 +16,8 @@ from policies import random_policy
 
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine, attention, paged
 from npr_lib.engine.branch import Response
-from npr_lib.reasoning.layout import LayoutError, dense_mask, layout
+from npr_lib.reasoning.layout import LayoutError, layout
+from npr_lib.reasoning.mask import dense_mask
 from npr_lib.reasoning.style import STYLES
 from npr_lib.reasoning.tokens import StyleIds, TagIds, encode
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer

@@ -10,13 +10,10 @@ from oracles import brute_force_mask, dense_logits, random_model, random_respons
 
 from npr_lib.reasoning.layout import (
     LayoutError,
-    batch_mask,
     causal_layout,
-    dense_mask,
-    flex_mask_mod,
     layout,
-    stack_layouts,
 )
+from npr_lib.reasoning.mask import dense_mask
 from npr_lib.reasoning.style import STYLES
 from npr_lib.reasoning.tokens import StyleIds, TagIds, encode
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
@@ -98,26 +95,6 @@ def test_in_lines_white_space_around_a_step_is_its_branchs_or_an_error(text, ind
     with pytest.raises(LayoutError, match=reason) as error:
         layout(ids(GUIDELINE + text), *LINES)
     assert error.value.index == index
-
-
-def test_batches_with_padding_equal_single_masks():
-    rng = random.Random(0)
-    items = [random_response(rng, TOKENIZER) for _ in range(4)]
-    layouts = [layout(r.ids, TAGS, p) for r, p in items]
-    starts = [3, 0, 7, 1]
-    length = max(len(item) + s for item, s in zip(layouts, starts, strict=True)) + 2
-    batch = stack_layouts(layouts, length, starts)
-    expected = torch.zeros(4, length, length, dtype=torch.bool)
-    for b, (response, _) in enumerate(items):
-        end = starts[b] + len(response.ids)
-        expected[b, starts[b] : end, starts[b] : end] = brute_force_mask(response.paths)
-        expected[b] |= torch.eye(length, dtype=torch.bool)
-        assert batch.position_ids[b, starts[b] : end].tolist() == response.positions
-    assert torch.equal(batch_mask(batch), expected)
-    mod, index = flex_mask_mod(batch), torch.arange(length)
-    for b in range(4):
-        flex = mod(torch.tensor(b), torch.tensor(0), index[:, None], index[None, :])
-        assert torch.equal(flex, expected[b])
 
 
 def test_time_is_linear():

@@ -38,24 +38,26 @@ def test_sr_beta_learns_every_completion_token():
 
 
 @pytest.mark.parametrize("mode", ["parallel", "sequential"])
-def test_padded_batch_equals_single_dense_forwards(mode):
+def test_a_row_of_examples_equals_single_dense_forwards(mode):
     model = random_model(random.Random(1), TOKENIZER)
     shorter = RESPONSE.replace("7-2+3", "7").replace("4+1", "")
     rows = [
         example(encode(p, TOKENIZER), r, TOKENIZER, mode)
         for p, r in [("A=1;", RESPONSE), ("B", shorter)]
     ]
-    batch = Collator(TOKENIZER.pad_token_id, TAGS, mode)(rows)
+    batch = Collator(TAGS, mode)(rows)
     use_npr_attention(model)
     labels = batch.pop("labels")
-    logits = model(**batch, use_cache=False).logits
-    for b, row in enumerate(rows):
+    assert labels[0].tolist() == rows[0]["labels"] + rows[1]["labels"]
+    logits = model(**batch, use_cache=False).logits[0]
+    at = 0
+    for row in rows:
         ids = row["input_ids"]
         n, prompt = len(ids), row["prompt_len"]
         paths, positions = hand_layout(ids, prompt) if mode == "parallel" else ([{}] * n, range(n))
         expected = dense_logits(model, ids, list(positions), brute_force_mask(paths))
-        assert torch.allclose(logits[b, :n], expected, atol=1e-4)
-        assert labels[b, n:].tolist() == [-100] * (labels.shape[1] - n)
+        assert torch.allclose(logits[at : at + n], expected, atol=1e-4)
+        at += n
     causal = dense_logits(model, ids, range(n), torch.ones(n, n).tril().bool())
     assert (mode == "sequential") == torch.allclose(causal, expected, atol=1e-2)
 

@@ -19,7 +19,7 @@ from sglang_engines import (
 from test_engine_oracle import check_against_dense
 
 from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
-from npr_lib.reasoning.layout import dense_mask
+from npr_lib.reasoning.mask import dense_mask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 CONFIG = EngineConfig(num_slots=4096)
