@@ -3,6 +3,7 @@ TRL's own forward (padded rows, causal) on the same tokens."""
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from npr_lib import WorkbenchError
 from npr_lib.bench.measurements import counted, take_turns
 from npr_lib.bench.peers import Subject, timed
 from npr_lib.bench.sections import Row
@@ -23,6 +25,7 @@ from npr_lib.reasoning.layout import Layout, layout
 from npr_lib.reasoning.tokens import TagIds
 from npr_lib.train.forward import logprobs_and_entropies, plan
 
+PROCESS = Path("/proc/self")
 BRANCHES = 3
 WRITTEN = 40  # tokens of a response around its branches, at most
 
@@ -101,12 +104,16 @@ def _peak(device: torch.device, step: Callable[[], None]) -> int:
         before = torch.cuda.memory_allocated(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+    if not PROCESS.exists():
+        raise WorkbenchError("training: the peak of memory on a CPU is known on Linux only")
+    ctypes.CDLL(None).malloc_trim(0)  # or what the last step freed would count as held
+    (PROCESS / "clear_refs").write_text("5")  # the peak is from now on
     before = _resident("VmRSS")
     step()
     return _resident("VmHWM") - before
 
 
 def _resident(name: str) -> int:
-    (line,) = [s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith(name)]
+    lines = (PROCESS / "status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(name)]
     return 1024 * int(line.split()[1])

@@ -2,12 +2,14 @@
 
 import json
 import random
+from dataclasses import replace
 from statistics import median
 
 import pytest
 import torch
 from figures import assert_inert
 from pages import is_local, sources
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from npr_lib import WorkbenchError
@@ -267,6 +269,18 @@ def test_a_group_to_train_on_is_of_the_size_its_line_says(subject):
     assert len(ids[:, :24].unique(dim=0)) == 1 and len(ids[:, 24:].unique(dim=0)) == 3
     for item in layouts:
         assert len({s.path for s in item.segments if s.path}) == training.BRANCHES
+
+
+def test_a_packed_step_needs_little_more_than_half_of_the_products(subject):
+    """G = 8 and a prompt as long as the responses: (1 + 8) / 16, and a token more a response."""
+    list(training.training(subject, replace(QUICK, groups=((24, 120, 2),), pairs=1)))
+    products = {}
+    for name, step in training._steps(subject, 120, 120, 8).items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        products[name] = counter.get_total_flops()
+    assert products["packed"] / products["alone"] == pytest.approx(9 / 16 + 1 / 240, abs=0.01)
+    assert products["packed"] < 0.5 * products["trl"]
 
 
 def test_slope_is_that_of_the_line_through_the_times():
