@@ -34,7 +34,7 @@ def adopt(fields: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokeniz
     text until stage 2 makes them tokens. Whatever it was trained for, as the seed it decodes
     sequentially.
     """
-    path, options = located(fields["path"]), {k: v for k, v in fields.items() if k not in OWN}
+    path, options = located(str(fields["path"])), {k: v for k, v in fields.items() if k not in OWN}
     options = {"dtype": "float32", **options}  # by default as it is stored, mostly in bfloat16
     try:
         if base_of(path) is not None:

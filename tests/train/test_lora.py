@@ -22,12 +22,13 @@ from npr_lib.engine import EngineConfig, SamplingParams, TorchEngine
 from npr_lib.engine.adapter import merged
 from npr_lib.engine.branch import Response
 from npr_lib.engine.checkpoint import load_checkpoint
-from npr_lib.files import model_digest
+from npr_lib.files import base_of, model_digest
 from npr_lib.profiles.profile import load_profile
 from npr_lib.reasoning.tokens import TagIds, add_tag_tokens
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
 from npr_lib.train import dapo, papo, seed, sft
 from npr_lib.train.lora import add_adapter, load_trainable, trainable_share
+from npr_lib.workbench.variants import _bring
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 TOKENIZER = tiny_tokenizer()
@@ -86,6 +87,8 @@ def test_the_engine_decodes_with_the_adapter_in_place(monkeypatch):
     assert any(t.triggered for t in found)
     dense = merged(model)
     assert not isinstance(dense, PeftModel) and isinstance(model, PeftModel)
+    names = [name for name, _ in random_model(random.Random(1), TOKENIZER).named_parameters()]
+    assert [name for name, _ in dense.named_parameters()] == names  # what SGLang is sent
     for trajectory in found:
         check_against_dense(dense, trajectory, tolerance=1e-4)
     with model.disable_adapter(), pytest.raises(AssertionError):
@@ -144,6 +147,16 @@ def test_a_run_folder_can_move_and_peft_loads_its_adapters(run, tmp_path, monkey
     monkeypatch.chdir(moved)
     theirs = AutoPeftModelForCausalLM.from_pretrained(".")
     assert torch.allclose(theirs(ids).logits, again, atol=1e-5)
+
+
+def test_a_copied_adapter_still_finds_its_base(run, tmp_path):
+    """As a variant of a run takes it."""
+    seed.train(run)
+    beta = sft.train(run)
+    target = tmp_path / "far" / "away" / "npr_beta"
+    _bring(beta, target)
+    assert base_of(target).resolve() == (run.run_dir / "seed").resolve()
+    assert model_digest(target) == model_digest(beta)
 
 
 def test_an_adapter_is_known_by_its_base_too(run):
