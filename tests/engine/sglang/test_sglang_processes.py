@@ -15,7 +15,7 @@ from npr_lib.engine.checkpoint import save_model
 from npr_lib.profiles.profile import load_profile
 from npr_lib.reasoning.trajectory import PER_TOKEN, read_rollouts
 from npr_lib.tasks.problems import Problem, ProblemSet
-from npr_lib.train import papo, rejection
+from npr_lib.train import papo, portions, rejection
 from npr_lib.train.rollout import Rollout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
@@ -82,6 +82,7 @@ def test_two_ranks_roll_out_on_one_sglang(run, model, dtype):
 def test_evaluation_and_rejection_decode_on_sglang(run, monkeypatch):
     problems = digits(20)  # more than are in flight: two portions
     monkeypatch.setattr(evaluate, "load_problems", lambda *_: problems)
+    monkeypatch.setattr(portions, "at_once", lambda: 1)  # in this process, which is patched
     frames = {}
     for backend in ("torch", "sglang"):
         profile = load_profile("smoke", [*SMALL, f"engine.backend={backend}"])
