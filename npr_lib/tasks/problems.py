@@ -45,7 +45,7 @@ SHARES: dict[Split, float] = {"train": 0.65, "validation": 0.15, "test": 0.20}
 
 KINDS = {
     "parts": "npr_lib.tasks.parts.problems:load",
-    "stories": "npr_lib.tasks.stories:load",
+    "stories": "npr_lib.tasks.parts.stories:load",
     "reasoning-gym": "npr_lib.tasks.gym:load",
     "file": "npr_lib.tasks.rows:load_file",
     "hub": "npr_lib.tasks.rows:load_hub",

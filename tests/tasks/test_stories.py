@@ -11,8 +11,8 @@ from npr_lib.reasoning.schema import parse
 from npr_lib.tasks.parts.corpus import MALFORMATIONS, corpus
 from npr_lib.tasks.parts.divisions import divide, reading
 from npr_lib.tasks.parts.settings import Corpus
+from npr_lib.tasks.parts.stories import read, value
 from npr_lib.tasks.problems import SPLITS, load_problems
-from npr_lib.tasks.stories import read, value
 
 SPEC = {"kind": "stories", "train": 600, "validation": 100, "test": 100}
 LEGS = {"human": 2, "ant": 6, "crab": 10, "spider": 8, "cow": 4, "snake": 0}

@@ -63,7 +63,7 @@ def test_every_setting_reaches_the_trainer(monkeypatch, module, section, own):
 
 
 def scored(format_reward, correct, span):
-    response = SimpleNamespace(span=span, work=100)
+    response = SimpleNamespace(span=span, work=100, text="<guideline>")
     return SimpleNamespace(trajectory=response, format_reward=format_reward, correct=correct)
 
 
@@ -86,10 +86,11 @@ def test_papo_scales_as_its_settings_say(monkeypatch):
 
 
 def test_stage_1_rewards_and_scales_as_dapo_does(monkeypatch):
-    recipe, fields, _ = captured(monkeypatch, dapo, "npr_zero", {})
-    assert (
-        recipe.reward(scored(-0.4, True, 60)) == -0.4 and recipe.reward(scored(0, False, 60)) == -1
-    )
+    recipe, _, _ = captured(monkeypatch, dapo, "npr_zero", {})  # half of -0.4, half of 1/7 - 1
+    assert recipe.reward(scored(-0.4, True, 60)) == pytest.approx(-0.2 - 6 / 7)
+    recipe, fields, _ = captured(monkeypatch, dapo, "npr_zero", {"partial_credit": False})
+    assert recipe.reward(scored(-0.4, True, 60)) == -0.4
+    assert recipe.reward(scored(0, False, 60)) == -1
     rewards = [1.0, -1.0, 1.0, 1.0, 0.5, 0.25, -1.0, 1.0]
     assert np.allclose(recipe.advantages(rewards, 4), papo.advantages(rewards, 4, "group"))
     assert (fields["epsilon"], fields["epsilon_high"]) == (0.2, 0.28)

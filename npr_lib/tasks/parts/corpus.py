@@ -1,5 +1,5 @@
 """What a seed model reads: responses of mixed quality to problems of parts, as their kind writes
-them (`Writing`; here for "parts", in `npr_lib.tasks.stories` for word problems).
+them (`Writing`; here for "parts", in `npr_lib.tasks.parts.stories` for word problems).
 
 The corpus is meant to be uneven: the pieces are right, the way they are put together is as often
 bad as good, so that there is something to decide and something to gain.
@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # slow to import
 KINDS = ("valid", "malformed", "plain", "drill")
 Known = dict[str, int | None]  # label -> the value written for it; None: "?"
 # Kinds of problems whose responses can be written: what gives a problem's `Writing`.
-WRITINGS = {"parts": f"{__name__}:toy", "stories": "npr_lib.tasks.stories:writing"}
+WRITINGS = {"parts": f"{__name__}:toy", "stories": "npr_lib.tasks.parts.stories:writing"}
 
 
 class Writing(Protocol):

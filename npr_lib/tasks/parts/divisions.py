@@ -31,7 +31,7 @@ KINDS = ("divided", "shared", "blind", "broken")
 
 
 # Kinds of problems that can be read this way: what gives the `Reading` of a problem's text.
-READINGS = {"parts": f"{__name__}:toy", "stories": "npr_lib.tasks.stories:reading"}
+READINGS = {"parts": f"{__name__}:toy", "stories": "npr_lib.tasks.parts.stories:reading"}
 
 
 class Reading(NamedTuple):
