@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from npr_lib import WorkbenchError
@@ -77,7 +78,8 @@ def _matrices(model: PreTrainedModel) -> list[str]:
 def _check_same(config: LoraConfig, lora: Mapping[str, Any], path: Path) -> None:
     made = config.to_dict()
     for name, value in LoraConfig(**lora).to_dict().items():
-        if name in lora and made[name] != value:
+        found = value == INCLUDE_LINEAR_LAYERS_SHORTHAND  # peft writes down which those are
+        if name in lora and not found and made[name] != value:
             raise WorkbenchError(
                 f"lora.{name} = {lora[name]}, but the adapter {path} has {made[name]}: train with "
                 "that, or from a merged model (python -m npr_lib merge)"

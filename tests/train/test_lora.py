@@ -227,6 +227,7 @@ def test_a_stage_goes_on_with_an_adapter_as_it_was_made(run):
     beta = sft.train(run)
     model, _ = load_trainable(beta, LORA)
     assert isinstance(model, PeftModel) and 0 < trainable_share(model) < 0.5
+    load_trainable(beta, {**LORA, "target_modules": "all-linear"})  # which those are, peft finds
     with pytest.raises(WorkbenchError, match=r"lora\.r = 8, but the adapter .*npr_beta has 4"):
         load_trainable(beta, {**LORA, "r": 8})
 

@@ -7,9 +7,11 @@ from sglang_engines import TOKENIZER, forking_model
 from trl import GRPOConfig
 
 from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine
+from npr_lib.engine.checkpoint import load_checkpoint, save_model
 from npr_lib.profiles.sections import NPR
 from npr_lib.tasks.problems import Problem, ProblemSet
 from npr_lib.train.engines import rollout_engine
+from npr_lib.train.lora import add_adapter
 from npr_lib.train.papo import PAPO, advantages
 from npr_lib.train.reinforce import DEFAULTS
 from npr_lib.train.trainer import Recipe, RolloutTrainer
@@ -17,11 +19,16 @@ from npr_lib.train.trainer import Recipe, RolloutTrainer
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 
-def test_papo_steps_with_sglang_rollouts(tmp_path):
-    """Two optimizer steps: SGLang follows the weights, trainer and engine agree on logprobs."""
+@pytest.mark.parametrize("lora", [{}, {"r": 4, "target_modules": ["q_proj", "down_proj"]}])
+def test_papo_steps_with_sglang_rollouts(lora, tmp_path):
+    """Two optimizer steps: SGLang follows the weights, of an adapter merged into its base, and
+    trainer and engine agree on logprobs."""
     model, folder = forking_model("qwen3"), tmp_path / "start"
-    model.save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
+    save_model(model, TOKENIZER, folder, "parallel")
+    if lora:
+        model = add_adapter(load_checkpoint(folder)[0], TOKENIZER, lora, seed=0)
+        folder = tmp_path / "adapter"
+        save_model(model, TOKENIZER, folder, "parallel")
     problems = ProblemSet(
         [Problem(str(i), f"{i}{i}", "0", {}) for i in range(6)], lambda predicted, problem: False
     )
