@@ -33,7 +33,7 @@ SIZES = [
     *("npr_zero.grpo.steps_per_generation=16", "npr_zero.grpo.gradient_accumulation_steps=8"),
     *("npr.grpo.gradient_accumulation_steps=16", "sft.trl.gradient_accumulation_steps=2"),
     *(f"{stage}.grpo.max_steps=2" for stage in ("npr_zero", "npr")),
-    "npr.start_check=0",
+    *("npr.start_check=0", "launch={num_processes: 1, config_file: null}"),
     *(f"{stage}.grpo.use_cpu=true" for stage in ("npr_zero", "npr")),
     *("sft.trl.use_cpu=true", "evaluation.samples=1", "npr.min_kept=0.0", "npr.max_flat=9"),
     *("npr_zero.max_flat=9", "npr_zero.resamples=0"),
