@@ -78,7 +78,7 @@ def test_every_stage(profile, tmp_path, monkeypatch):
     rollouts = pd.read_parquet(tmp_path / "rollouts" / "npr_zero.parquet")
     assert rollouts.groupby(["step", "problem_id"]).size().eq(16).all()
     log = [json.loads(line) for line in (zero / "log.jsonl").read_text().splitlines()]
-    assert 0 < log[0]["sampling/sampling_logp_difference/max"] <= profile.npr_zero.max_logprob_gap
+    assert 0 < log[0]["sampling/sampling_logp_difference/max"] < 1
 
     ids = tokenizer.encode(prompt, add_special_tokens=False)
     pd.DataFrame([{"prompt_ids": ids, "text": RESPONSE}] * 4).to_parquet(
