@@ -43,6 +43,7 @@ class Device:
 
 GPU = Device("an H100 at 30 % of its 989 TFLOP/s and half of its 3.35 TB/s", 3e14, 1.7e12, 5e4)
 CPU = Device("two CPU cores at 0.1 TFLOP/s and 10 GB/s, at most 10,000 tokens/s", 1e11, 1e10, 1e4)
+ALONE = ("rejection", "evaluation")  # one engine answers; only trainings are launched
 UNVERIFIED = (
     "no run of this size was made: allocators, communication and what a chunk of logits takes come "
     "on top of the memory (10 to 20 % as a rule); times are no better than the assumed speed"
@@ -134,16 +135,17 @@ def _times(
     # every pass computes a layer twice with checkpointing
     work = (8 if profile.npr.grpo.get("gradient_checkpointing") else 6) * total
     for name, (responses, budget, trained) in responses_of(profile, sections, count).items():
-        flying = max(1, min(responses / count, profile.engine.num_slots // budget))
+        devices = 1 if name in ALONE else count
+        flying = max(1, min(responses / devices, profile.engine.num_slots // budget))
         read = 2 * total + flying * budget / 2 * kv_bytes(shape, 2)
-        decoding = min(device.most, flying * device.bandwidth / read) * count
+        decoding = min(device.most, flying * device.bandwidth / read) * devices
         sampled = responses * budget
-        seconds = sampled / decoding + trained / min(device.most, device.flops / work) / count
+        seconds = sampled / decoding + trained / min(device.most, device.flops / work) / devices
         yield (
             f"  stage       {name}: {responses:,} responses, at most {sampled / 1e6:,.1f} M tokens "
-            f"sampled and {trained / 1e6:,.1f} M trained on, {_time(seconds)}"
+            f"sampled and {trained / 1e6:,.1f} M trained on, {_time(seconds)} on {devices}"
         )
-    yield f"  assumed     {device.name}, {count} of them"
+    yield f"  assumed     of each device: {device.name}"
 
 
 def _time(seconds: float) -> str:
@@ -190,7 +192,7 @@ def _unverified(profile: Profile, count: int) -> Iterator[str]:
         yield f"{count} devices and how they talk: a training is tested with CPU processes only"
     if preflight.zero_stage(profile):
         yield "DeepSpeed, which is not among the dependencies: how it holds weights is its own"
-    if getattr(profile, "lora", None):
-        yield "adapters: gradients, Adam and checkpoints are of them only, and less than is said"
+    if profile.lora:
+        yield "adapters: gradients and Adam are of them only, and less than is said"
     if profile.problems["kind"] in ("hub", "benchmark"):
         yield "the problems: they are on the hub unless a file of theirs lies here"

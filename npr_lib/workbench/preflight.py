@@ -17,6 +17,7 @@ import yaml
 from trl import GRPOConfig, SFTConfig
 
 from npr_lib import WorkbenchError
+from npr_lib.files import REPOSITORY
 from npr_lib.profiles.sections import Profile
 from npr_lib.tasks.problems import Split, build_prompt, load_problems, local_files
 from npr_lib.train import dapo, papo, reinforce
@@ -80,17 +81,16 @@ def rl_arguments(profile: Profile, name: str) -> GRPOConfig:
 
 def processes(profile: Profile) -> int:
     """How many processes share a training."""
-    launch = getattr(profile, "launch", None)
-    return 1 if launch is None else launch.num_processes
+    return profile.launch.num_processes
 
 
 def zero_stage(profile: Profile) -> int:
     """What accelerate's configuration shares out among the processes, as DeepSpeed counts; 0:
     nothing."""
-    launch = getattr(profile, "launch", None)
-    if launch is None or launch.config_file is None:
+    if profile.launch.config_file is None:
         return 0
-    said = yaml.safe_load(Path(launch.config_file).read_text(encoding="utf-8"))
+    # relative to where notebooks run
+    said = yaml.safe_load((REPOSITORY / profile.launch.config_file).read_text(encoding="utf-8"))
     return int(said.get("deepspeed_config", {}).get("zero_stage", 0))
 
 

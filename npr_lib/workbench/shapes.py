@@ -53,8 +53,10 @@ def kv_bytes(shape: PreTrainedConfig, width: int) -> int:
 
 
 def disk(profile: Profile) -> int | None:
-    """Bytes that the checkpoints of a whole run take, in float32; None: the size isn't known."""
+    """Bytes that the checkpoints of a whole run take, in float32; None: the size isn't known.
+    Adapters count nothing."""
     if (shape := config(profile)) is None:
         return None
     trainings = 2 if profile.baselines else 1  # at a time
-    return 4 * parameters(shape) * (len(rungs(profile.baselines)) + KEPT * STATE * trainings)
+    trained = len(rungs(profile.baselines)) - 1 + KEPT * STATE * trainings
+    return 4 * parameters(shape) * (1 + (0 if profile.lora else trained))

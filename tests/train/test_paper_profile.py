@@ -33,6 +33,7 @@ SIZES = [
     *("npr_zero.grpo.steps_per_generation=16", "npr_zero.grpo.gradient_accumulation_steps=8"),
     *("npr.grpo.gradient_accumulation_steps=16", "sft.trl.gradient_accumulation_steps=2"),
     *(f"{stage}.grpo.max_steps=2" for stage in ("npr_zero", "npr")),
+    *("npr.start_check=0", "launch={num_processes: 1, config_file: null}"),
     *(f"{stage}.grpo.use_cpu=true" for stage in ("npr_zero", "npr")),
     *("sft.trl.use_cpu=true", "evaluation.samples=1", "npr.min_kept=0.0", "npr.max_flat=9"),
     *("npr_zero.max_flat=9", "npr_zero.resamples=0"),
@@ -77,7 +78,7 @@ def test_every_stage(profile, tmp_path, monkeypatch):
     rollouts = pd.read_parquet(tmp_path / "rollouts" / "npr_zero.parquet")
     assert rollouts.groupby(["step", "problem_id"]).size().eq(16).all()
     log = [json.loads(line) for line in (zero / "log.jsonl").read_text().splitlines()]
-    assert 0 < log[0]["sampling/sampling_logp_difference/max"] <= profile.npr_zero.max_logprob_gap
+    assert 0 < log[0]["sampling/sampling_logp_difference/max"] < 1
 
     ids = tokenizer.encode(prompt, add_special_tokens=False)
     pd.DataFrame([{"prompt_ids": ids, "text": RESPONSE}] * 4).to_parquet(

@@ -1,5 +1,6 @@
 """What a run would take, and what would stop it, said before anything is loaded."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -33,6 +34,7 @@ def test_the_size_of_a_model_is_that_of_its_weights(tmp_path):
     assert shapes.kv_bytes(found, 4) == 4 * numbers
     # six models, and of two trainings at a time three checkpoints with Adam's moments
     assert shapes.disk(profile) == 4 * total * (6 + 3 * 3 * 2)
+    assert shapes.disk(dataclasses.replace(profile, lora={"r": 4})) == 4 * total
 
 
 def test_qwen3_4b_is_what_its_name_says():
@@ -76,7 +78,11 @@ def test_the_paper_is_printed_without_network_weights_or_gpu(capsys, monkeypatch
     said = capsys.readouterr().err
     for word in ("4,022.5 M parameters", "x 16 =", "GB a device", "stage       rejection: 64,000"):
         assert word in said, word
-    assert "stops" not in said and said.count("unverified") >= 2
+    for word in ("accelerate launch --num_processes 8 --config_file", "32 problems x 16 = 512"):
+        assert word in said, word
+    assert "npr: 16 problems x 16 = 256 responses (32 a process, 1 at a time)" in said
+    assert re.search("stage       rejection: .* on 1\n", said) and " h on 8\n" in said
+    assert "stops" not in said and said.count("unverified") >= 3
 
 
 def test_a_late_fault_is_in_the_plan(tmp_path, capsys):
