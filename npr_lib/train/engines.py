@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from npr_lib.engine import Engine, EngineConfig, SamplingParams, SGLangEngine, TorchEngine
 from npr_lib.engine.attention import use_npr_attention
 from npr_lib.engine.checkpoint import check_model, load_checkpoint
+from npr_lib.files import base_of
 from npr_lib.reasoning.trajectory import Mode, Trajectory
 
 
@@ -70,7 +71,8 @@ def _sglang(
     if config.backend != "sglang":
         return SGLangEngine(url=config.backend, config=config, **own)
     if "dtype" not in (config.sglang or {}):  # SGLang would take float16 for float32
-        dtype = model.dtype if model is not None else AutoConfig.from_pretrained(folder).dtype
+        stored = AutoConfig.from_pretrained(base_of(folder) or folder).dtype
+        dtype = model.dtype if model is not None else stored
         own["dtype"] = str(dtype or "float32").removeprefix("torch.")
     with _apart():
         return SGLangEngine(folder, config, **own)

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from oracles import random_model
 from policies import random_policy
 
 from npr_lib import WorkbenchError
 from npr_lib.engine import EngineConfig, SamplingParams, SGLangEngine, Token, TorchEngine
 from npr_lib.engine.branch import Response
+from npr_lib.engine.sglang import backend
 from npr_lib.engine.sglang.wire import (
     Settings,
     event_from_wire,
@@ -24,6 +26,7 @@ from npr_lib.engine.sglang.wire import (
 )
 from npr_lib.reasoning.style import named
 from npr_lib.tasks.parts.tokenizer import tiny_tokenizer
+from npr_lib.train import engines
 
 
 def test_it_says_what_to_install(monkeypatch):
@@ -109,3 +112,42 @@ def test_trajectories_and_events_survive_the_wire(monkeypatch):
             assert np.isnan(again.logprob) and np.isnan(event.logprob)
             again.logprob = event.logprob = 0.0
         assert again == event
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["base", "adapter"])
+def test_a_checkpoint_is_served_in_the_type_that_it_is_stored_in(
+    tmp_path, monkeypatch, stored, name
+):
+    """SGLang itself would compute in float16 where the weights are float32. An adapter's type is
+    its base's."""
+    model = random_model(random.Random(0), tiny_tokenizer()).to(getattr(torch, stored))
+    model.save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "../base"})
+    )
+    made = []
+
+    class Recorder:
+        def __init__(self, folder, config, **own):
+            made.append((folder, own["dtype"]))
+
+        def weights_changed(self):
+            pass
+
+        shutdown = weights_changed
+
+    monkeypatch.setattr(engines, "SGLangEngine", Recorder)
+    config = EngineConfig(backend="sglang")
+    with engines.checkpoint_engine(tmp_path / name, config):
+        assert made == [(tmp_path / name, stored)]
+
+
+def test_weights_go_over_in_the_type_that_sglang_computes_in():
+    model = random_model(random.Random(0), tiny_tokenizer())
+    own = dict(model.named_parameters())
+    for dtype, kind in (("bfloat16", torch.bfloat16), ("auto", torch.float32)):
+        sent = dict(backend._weights(model, dtype))
+        assert sent.keys() == own.keys() and {t.dtype for t in sent.values()} == {kind}
+        assert all(torch.equal(t, own[name].detach().to(kind)) for name, t in sent.items())
