@@ -48,8 +48,8 @@ from npr_lib.train.rollout import Advantages, Reward, Rollout, score, to_table
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 # |trainer - engine| at most, by mixed precision, and what 99 % of the tokens may have of that.
-# Measured: 2e-5 in float32; docs/training.md, section Precision.
-GAP_LIMITS = {"no": 1e-3, "fp16": 1.0, "bf16": 1.0}
+# Measured at most: 3e-5 in float32, 0.3 in bfloat16 (docs/training.md, section Precision).
+GAP_LIMITS = {"no": 1e-3, "fp16": 2.0, "bf16": 2.0}
 NEARLY = 0.25
 
 
