@@ -111,24 +111,26 @@ def check_isolation(model, trajectory):
 
 
 def check_training(model, tokenizer, trajectories):
-    """SFT rows of the same texts, padded side by side, have the ids that were decoded, the loss on
+    """SFT rows of the same texts, one behind another, have the ids that were decoded, the loss on
     what was sampled, and under the trainer's attention the engine's logprobs."""
     rows = [example(t.prompt_ids, t.text, tokenizer, "parallel", LINES) for t in trajectories]
     writes = StyleIds.from_tokenizer(tokenizer, LINES)
     tags = TagIds.from_tokenizer(tokenizer)
-    batch = Collator(tokenizer.pad_token_id, tags, "parallel", writes)(rows)
+    batch = Collator(tags, "parallel", writes)(rows)
     labels = batch.pop("labels")
     use_npr_attention(model)
     with torch.no_grad():
         logprobs = torch.log_softmax(model(**batch, use_cache=False).logits.double(), -1)
-    for b, t in enumerate(trajectories):
-        start = len(t.prompt_ids)
-        assert rows[b]["input_ids"] == t.prompt_ids + t.completion_ids
-        own = labels[b, start : start + t.work]
+    end = 0
+    for row, t in zip(rows, trajectories, strict=True):
+        start = end + len(t.prompt_ids)
+        end = start + t.work
+        assert row["input_ids"] == t.prompt_ids + t.completion_ids
+        own = labels[0, start:end]
         assert (own != -100).tolist() == t.sampled
         for i in range(t.work):
             if t.sampled[i]:
-                found = logprobs[b, start + i - 1, t.completion_ids[i]].item()
+                found = logprobs[0, start + i - 1, t.completion_ids[i]].item()
                 assert found == pytest.approx(t.logprobs[i], abs=1e-4)
 
 

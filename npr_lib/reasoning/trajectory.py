@@ -200,6 +200,12 @@ def row_style(row: Mapping[str, Any] | pd.Series) -> Style:
     return named(name, row["min_chars"]) if isinstance(name, str) else COMPACT
 
 
+def row_graph(row: Mapping[str, Any] | pd.Series) -> ReasoningGraph:
+    """The graph of a row's response, also where its columns of a value a token were not read."""
+    limits = {"max_branches": row["max_branches"], "max_depth": row["max_depth"]}
+    return parse(row["text"], **limits, spelled=tuple(row["spelled"]), style=row_style(row))
+
+
 def to_rows(
     trajectories: Sequence[Trajectory], **columns: Sequence[object] | object
 ) -> pd.DataFrame:

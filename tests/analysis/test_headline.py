@@ -124,7 +124,7 @@ def test_the_report_shows_ones_own_metrics_too(run_dir, monkeypatch):
     speed = {kind: dict.fromkeys(ways, rates) for kind in kinds} | {"ideal": 1.0, "problems": 1}
     write_json(run_dir / "speed.json", speed | {f"{kind}_ratios": ratios for kind in kinds})
     (run_dir / "metrics").mkdir()
-    profile = SimpleNamespace(evaluation=SimpleNamespace(metrics={"boxes": boxes}))
+    profile = SimpleNamespace(evaluation=SimpleNamespace(metrics={"boxes": boxes}), baselines=True)
     stage = SimpleNamespace(run_dir=run_dir, profile=profile)
     monkeypatch.setattr(stages, "begin", lambda *_: stage)
     document = nbformat.read(REPOSITORY / "notebooks" / "90_report.ipynb", as_version=4)

@@ -23,8 +23,7 @@ import pandas as pd
 
 from npr_lib.identity import resolve
 from npr_lib.reasoning.graph import ReasoningGraph
-from npr_lib.reasoning.schema import parse
-from npr_lib.reasoning.trajectory import row_style
+from npr_lib.reasoning.trajectory import row_graph
 from npr_lib.tasks.parts.task import Parts, levels, parent, read, ready
 
 KINDS = ("divided", "shared", "blind", "broken")
@@ -64,7 +63,7 @@ def reading(problem: str) -> Reading:
     for named in READINGS.values():
         with suppress(ValueError):
             return resolve(named)(problem)
-    raise ValueError(f"a problem without parts that are known: {problem!r}")
+    raise ValueError(f"not a problem of kind {' or '.join(READINGS)}: {problem!r}")
 
 
 class Division(NamedTuple):
@@ -114,12 +113,9 @@ def divisions(frame: pd.DataFrame) -> pd.DataFrame:
     tasks = {problem: reading(problem) for problem in frame["problem"].unique()}
     found = []
     for row in frame.itertuples():
-        limits = {"max_branches": row.max_branches, "max_depth": row.max_depth}
-        style = row_style(row._asdict())
-        graph = parse(row.text, **limits, spelled=tuple(row.spelled), style=style)
         parts, planned, worked = tasks[row.problem]
         above = levels(parts).values()
-        division = divide(parts, graph, planned, worked)
+        division = divide(parts, row_graph(row._asdict()), planned, worked)
         independent = sum(level == 0 for level in above)
         found.append((*division, len(above), independent, max(above) + 1))
     columns = [*Division._fields, "parts", "independent", "depth"]
