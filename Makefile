@@ -3,7 +3,7 @@
 PYTHON  ?= python3
 VENV    ?= .venv
 PROFILE ?= tiny
-RUN     ?= $(PROFILE)
+RUN     ?=
 ARGS    ?=
 # Installed first, so that nothing else picks a torch. For another build say, for example,
 #   make report TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -36,7 +36,7 @@ export TOKENIZERS_PARALLELISM ?= false
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo
-	@echo "variables: PROFILE=$(PROFILE) RUN=$(RUN) VENV=$(VENV) PYTHON=$(PYTHON) ARGS='-p KEY=VALUE'"
+	@echo "variables: PROFILE=$(PROFILE) RUN=the profile's name VENV=$(VENV) PYTHON=$(PYTHON) ARGS='-p KEY=VALUE'"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -61,7 +61,7 @@ $(SGLANG_STAMP): $(STAMP) .ci/sglang .ci/sglang-requirements.txt
 	touch $(SGLANG_STAMP)
 
 report: $(STAMP) $(if $(filter smollm2,$(PROFILE)),$(SMOLLM2))  ## the whole pipeline into reports/RUN/index.html; goes on where it stopped
-	$(PY) -m npr_lib run --profile $(PROFILE) --run $(RUN) $(ARGS)
+	$(PY) -m npr_lib run --profile $(PROFILE) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 test: $(STAMP)  ## the tests, the whole pipeline on the smoke profile among them
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile $(NOT_SGLANG) $(ARGS)

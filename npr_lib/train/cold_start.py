@@ -16,7 +16,6 @@ The model decodes sequentially and the tags are ordinary text: what stage 1 begi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -116,15 +115,16 @@ def _few_shot(
     section, found = profile.cold_start, {}
     engine = TorchEngine(model, tokenizer, profile.engine)
     problems = load_problems(profile.problems, "train", seed)[: section.documents]
-    asked: Sequence[Problem] = problems
     for attempt in range(section.samples):
+        asked = [problem for problem in problems if problem.id not in found]
+        if not asked:
+            break
         prompts = [build_prompt(problem, section.prompt, tokenizer) for problem in asked]
         params = replace(section.sampling, seed=seed + attempt)
         for rollout in score(engine.generate(prompts, params, mode="sequential"), asked, problems):
             if rollout.correct and rollout.format_reward == 0:
                 prompt = build_prompt(rollout.problem, profile.prompt, tokenizer)
                 found[rollout.problem.id] = Document(prompt, ((rollout.text, True),), "few_shot")
-        asked = [problem for problem in problems if problem.id not in found]
     if not found:
         raise WorkbenchError(
             f"cold_start.source = few_shot: none of {len(problems)} problems got a valid, right "

@@ -293,6 +293,18 @@ def test_a_prompt_may_say_more_to_the_chat_template():
         build_prompt(problem, {"system": "S"}, tokenizer)
 
 
+def test_a_prompt_may_show_how_problems_are_answered():
+    tokenizer = tiny_tokenizer()
+    problem = Problem("x", "1+1", "2")
+    prompt = {"template": "Q {problem}\n", "turns": [{"problem": "2+2", "response": "4"}]}
+    assert build_prompt(problem, prompt, tokenizer) == "Q 2+2\n4\n\nQ 1+1\n"
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    expected = "[user]Q 2+2\n[assistant]4[user]Q 1+1\n"
+    assert build_prompt(problem, prompt, tokenizer) == expected
+    with pytest.raises(ValueError, match=r"prompt\.turns: each has `problem` and `response`"):
+        build_prompt(problem, {**prompt, "turns": [{"problem": "2+2"}]}, tokenizer)
+
+
 def test_committed_sets_are_what_their_command_writes(capsys):
     commands = re.findall(
         r"^ +python -m npr_lib\.tasks\.problems '(.+)' (\w+) (\d+) > data/(\S+)$",

@@ -11,12 +11,19 @@ from npr_lib import WorkbenchError
 from npr_lib.engine import SamplingParams, TorchEngine
 from npr_lib.engine.branch import Response
 from npr_lib.engine.checkpoint import load_checkpoint
-from npr_lib.train.adopt import adopt, settle_eos, turn_end
+from npr_lib.train.adopt import adopt, located, settle_eos, turn_end
 
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }} {{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant {% endif %}"
 )
+
+
+def test_a_package_is_a_place_of_weights():
+    assert located("package://yaml").endswith("yaml") and located("some/path") == "some/path"
+    for name in ("nothing_of_this_name", "json.tool"):
+        with pytest.raises(WorkbenchError, match=f"no Python package {name} is installed"):
+            located(f"package://{name}")
 
 
 def save(folder, eos, configured, template=None):

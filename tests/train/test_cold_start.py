@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from releases import bpe
+from scripted import ScriptedEngine, trajectory
 from stages_for_tests import make_stage
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -13,7 +14,8 @@ from npr_lib.engine.checkpoint import checkpoint_mode
 from npr_lib.profiles.profile import load_profile
 from npr_lib.profiles.sections import ColdStart
 from npr_lib.tasks.parts.corpus import Document
-from npr_lib.train import dapo, seed
+from npr_lib.tasks.problems import load_problems
+from npr_lib.train import cold_start, dapo, seed
 from npr_lib.train.cold_start import documents, example
 from npr_lib.train.trainer import TrainingStoppedError
 
@@ -94,6 +96,30 @@ def test_few_shot_without_a_valid_response_says_so(profile, tmp_path):
     few = replace(few, sampling=replace(few.sampling, max_tokens=8))
     with pytest.raises(WorkbenchError, match="none of 4 problems got a valid, right response"):
         seed.train(make_stage(replace(profile, cold_start=few), tmp_path))
+
+
+def test_few_shot_responses_are_distilled_into_the_plain_prompt(profile, tmp_path, monkeypatch):
+    """Every second attempt is right; what is right is asked no more."""
+    text = "<guideline><plan>1:A</plan></guideline><step>1:c</step><takeaway>t</takeaway>"
+    engines = []
+
+    def engine(*_):
+        def script(prompt, sample, params, mode):
+            assert prompt.startswith("shown: ") and mode == "sequential"
+            right = len(engines[0].calls) > 1
+            return trajectory(text + f"\\boxed{{{answers[prompt] if right else 'no'}}}", mode=mode)
+
+        engines.append(ScriptedEngine(script))
+        return engines[0]
+
+    monkeypatch.setattr(cold_start, "TorchEngine", engine)
+    problems = load_problems(profile.problems, "train", 0)[:4]
+    answers = {f"shown: {p.problem}": p.answer for p in problems}
+    few = replace(profile.cold_start, source="few_shot", documents=4, prompt="shown: {problem}")
+    folder = seed.train(make_stage(replace(profile, cold_start=few), tmp_path))
+    assert [len(call[0]) for call in engines[0].calls] == [4, 4]
+    assert [d.prompt for d in documents(folder)] == [f"{p.problem}\n" for p in problems]
+    assert all(d.response.startswith(text) for d in documents(folder))
 
 
 def test_a_reward_that_cannot_vary_is_said_before_training(profile, tmp_path):

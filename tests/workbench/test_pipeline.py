@@ -740,6 +740,21 @@ def test_unknown_profiles(tmp_path):
         load_profile(tmp_path / "list.yaml")
 
 
+def test_smoke_sizes_are_changes_of_sections(tmp_path):
+    path = tmp_path / "own.yaml"
+    given = "{problems: {kind: parts, train: 9}, model: {}, npr: {grpo: {max_steps: 9, beta: 0.0}}"
+    path.write_text(given + ", smoke: {npr: {grpo: {max_steps: 1}}, problems: {train: 2}}}")
+    assert load_profile(path).npr.grpo == {"max_steps": 9, "beta": 0.0}
+    small = load_profile(path, ["problems.train=3"], smoke=True)
+    assert small.npr.grpo == {"max_steps": 1, "beta": 0.0} and small.problems["train"] == 3
+    path.write_text(given + ", smoke: {npr: {gpro: {max_steps: 1}}}}")
+    with pytest.raises(ProfileError, match=r"unknown parameter 'npr\.gpro"):
+        load_profile(path, smoke=True)
+    path.write_text(given + "}")
+    with pytest.raises(ProfileError, match="no sizes for --smoke"):
+        load_profile(path, smoke=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
