@@ -35,9 +35,14 @@ def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokeni
     else:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path)
-    # before an engine is made over it: the KV pool lies where the model is
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    on_device(model)
     return model, tokenizer
+
+
+def on_device(model: torch.nn.Module) -> None:
+    """To the GPU, where there is one, before an engine is made over it: the KV pool lies where the
+    model is."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def eos_ids(model: PreTrainedModel) -> frozenset[int]:

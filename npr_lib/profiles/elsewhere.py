@@ -18,7 +18,14 @@ _OBJECTIVE = "the stage's objective has no such term"
 _DROPOUT = "the engine decodes without, and it is off in the trainer too"
 _ROUTER = "the objective has no load-balancing term; the routers learn from the rewards alone"
 
+_LAUNCH = "launch.config_file does"
+_EVALUATED = "nothing is evaluated while it trains"
+
 _BOTH = {
+    "save_only_model": "a training goes on from its checkpoints, which need all of its state",
+    "fsdp": _LAUNCH,
+    "fsdp_config": _LAUNCH,
+    "deepspeed": _LAUNCH,
     "seed": _SEED,
     "output_dir": _RUN,
     "resume_from_checkpoint": _RUN,
@@ -44,6 +51,12 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "use_transformers_continuous_batching": _ENGINE,
         "transformers_continuous_batching_config": _ENGINE,
         "max_tool_calling_iterations": _ENGINE,
+        "generation_batch_size": "{section}.grpo.steps_per_generation does",
+        "train_sampling_strategy": "the order of the problems is a function of the seed",
+        "sync_ref_model": _OBJECTIVE,
+        "ref_model_mixup_alpha": _OBJECTIVE,
+        "metric_for_best_model": _VALIDATION,
+        "eval_accumulation_steps": _VALIDATION,
         "num_generations_eval": _VALIDATION,
         "bf16_full_eval": _VALIDATION,
         "fp16_full_eval": _VALIDATION,
@@ -59,7 +72,11 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "trl": _BOTH
     | {
-        "max_length": "responses are never cut; rejection.sampling.max_tokens bounds them",
+        "eval_strategy": _EVALUATED,
+        "eval_steps": _EVALUATED,
+        "load_best_model_at_end": _EVALUATED,
+        "metric_for_best_model": _EVALUATED,
+        "max_length": "responses are never cut; sampling.max_tokens bounds them",
         "truncation_mode": "responses are never cut",
         "chat_template_path": _MODEL,
         "eos_token": "model.eos_token does",

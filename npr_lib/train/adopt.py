@@ -17,7 +17,7 @@ from transformers.trainer_utils import align_special_tokens
 
 from npr_lib import WorkbenchError
 from npr_lib.engine.adapter import load_adapter, merge
-from npr_lib.engine.checkpoint import check_precision, eos_ids, mend_generation
+from npr_lib.engine.checkpoint import check_precision, eos_ids, mend_generation, on_device
 from npr_lib.files import base_of
 
 OWN = ("path", "eos_token")  # of the section `model`; what else stands there is from_pretrained's
@@ -53,6 +53,7 @@ def adopt(fields: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokeniz
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     align_special_tokens(model, tokenizer)
+    on_device(model)
     return model, tokenizer
 
 

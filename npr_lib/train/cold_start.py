@@ -28,10 +28,11 @@ from trl import SFTTrainer
 from npr_lib import WorkbenchError
 from npr_lib.engine import TorchEngine
 from npr_lib.engine.attention import use_npr_attention
+from npr_lib.engine.sampling import mix
 from npr_lib.files import digest, write_text
 from npr_lib.profiles.sections import Profile
 from npr_lib.profiles.stage import Stage
-from npr_lib.reasoning.tokens import encode
+from npr_lib.reasoning.tokens import encode_prompt
 from npr_lib.tasks.parts.corpus import Document, corpus
 from npr_lib.tasks.problems import Problem, build_prompt, load_problems
 from npr_lib.train import checkpoints, sft
@@ -81,7 +82,7 @@ def files(profile: Profile) -> dict[str, Any]:
 def example(document: Document, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Token ids and labels (-100: no loss). The response is encoded as a whole, as the model will
     write it; a token that reaches into a piece without loss has none."""
-    prompt = encode(document.prompt, tokenizer)
+    prompt = encode_prompt(document.prompt, tokenizer)
     given = tokenizer(document.response, add_special_tokens=False, return_offsets_mapping=True)
     trained = "".join("x" if own else "." for text, own in document.pieces for _ in text)
     ids = list(given["input_ids"])
@@ -120,7 +121,7 @@ def _few_shot(
         if not asked:
             break
         prompts = [build_prompt(problem, section.prompt, tokenizer) for problem in asked]
-        params = replace(section.sampling, seed=seed + attempt)
+        params = replace(section.sampling, seed=mix(seed, attempt))
         for rollout in score(engine.generate(prompts, params, mode="sequential"), asked, problems):
             if rollout.correct and rollout.format_reward == 0:
                 prompt = build_prompt(rollout.problem, profile.prompt, tokenizer)
@@ -147,11 +148,17 @@ def _from_file(path: Path, profile: Profile, tokenizer: PreTrainedTokenizerBase)
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            problem, response = Problem("", row["problem"], ""), row["response"]
+            asked, response = row["problem"], row["response"]
+            if not (isinstance(asked, str) and isinstance(response, str)):
+                raise TypeError("not texts")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise WorkbenchError(
-                f"{path}, line {number}: not a JSON object with `problem` and `response`"
+                f"{path}, line {number}: not a JSON object with texts `problem` and `response`"
             ) from error
-        prompt = build_prompt(problem, profile.prompt, tokenizer)
+        prompt = build_prompt(Problem("", asked, ""), profile.prompt, tokenizer)
         found.append(Document(prompt, ((response, True),), "file"))
-    return found[: profile.cold_start.documents]
+    if not found:
+        raise WorkbenchError(f"cold_start.source = {path}: the file is empty")
+    read = found[: profile.cold_start.documents]
+    print(f"cold start: {len(read)} of {len(found)} responses of {path} (cold_start.documents)")
+    return read

@@ -17,7 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from npr_lib import WorkbenchError
 from npr_lib.engine.adapter import load_adapter, whole
-from npr_lib.engine.checkpoint import check_precision, load_checkpoint, mend_generation
+from npr_lib.engine.checkpoint import (
+    check_precision,
+    load_checkpoint,
+    mend_generation,
+    on_device,
+)
 from npr_lib.files import base_of
 from npr_lib.reasoning.schema import TAGS
 
@@ -36,6 +41,7 @@ def load_trainable(
             print(f"{path} is an adapter, the profile has no lora: merged, and all weights train")
     else:
         model, tokenizer = load_adapter(path, trainable=True)
+        on_device(model)
         _check_same(model.peft_config["default"], lora, path)
     check_precision(model, str(path))
     mend_generation(model, str(path))

@@ -49,7 +49,8 @@ def documents(profile: Profile, seed: int, folder: Path | None = None) -> Iterat
 
 
 def _identity(profile: Profile, seed: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"model": profile.model}
+    # the style is written down with the model
+    found: dict[str, Any] = {"model": profile.model, "style": profile.engine.style}
     modules, settings = ["npr_lib.tasks.parts.seed"], asdict(profile.seed)
     if "path" in profile.model:
         found["content"] = model_digest(Path(located(profile.model["path"])))
@@ -58,6 +59,8 @@ def _identity(profile: Profile, seed: int) -> dict[str, Any]:
         found["files"] = cold_start.files(profile)
         modules = ["npr_lib.train.adopt", "npr_lib.train.cold_start"]
         settings = asdict(profile.cold_start)
+        if profile.cold_start.source == "few_shot":
+            found["engine"] = asdict(profile.engine)
     return found | {
         "settings": settings,
         "task": {"problems": profile.problems, "prompt": profile.prompt},

@@ -160,8 +160,7 @@ class RolloutTrainer(GRPOTrainer):
             raise TrainingStoppedError(
                 f"before training: {told}: this reward can't vary, so nothing could be learnt. "
                 "Show the format in the prompt (prompt.system, prompt.turns), begin with a cold "
-                "start (cold_start.source), or reward what comes near it "
-                "(npr_zero.partial_credit)"
+                "start (cold_start.source), or reward what comes near it"
             )
 
     def _groups(self, prompts: Sequence[str], attempt: int) -> list[list[Rollout]]:

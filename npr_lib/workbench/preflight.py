@@ -89,8 +89,10 @@ def zero_stage(profile: Profile) -> int:
     nothing."""
     if profile.launch.config_file is None:
         return 0
-    # relative to where notebooks run
-    said = yaml.safe_load((REPOSITORY / profile.launch.config_file).read_text(encoding="utf-8"))
+    path = REPOSITORY / profile.launch.config_file  # relative to where notebooks run
+    if not path.is_file():
+        raise WorkbenchError(f"launch.config_file = {path}: there is no such file")
+    said = yaml.safe_load(path.read_text(encoding="utf-8"))
     return int(said.get("deepspeed_config", {}).get("zero_stage", 0))
 
 
@@ -119,8 +121,9 @@ def _count(profile: Profile, split: Split, counts: dict[str, int]) -> None:
         raise WorkbenchError(f"the {split} split has no problems (problems.{split})")
     counts[split] = len(problems)
     # the tokenizer, and with it a chat template, is there after stage 0
-    prompt = profile.prompt
-    build_prompt(problems[0], prompt if isinstance(prompt, str) else prompt.get("template", ""))
+    for prompt in (profile.prompt, profile.cold_start.prompt):
+        given = {"template": prompt} if isinstance(prompt, str) else prompt
+        build_prompt(problems[0], {k: v for k, v in given.items() if k in ("template", "turns")})
 
 
 def _check_rl(profile: Profile, name: str, counts: dict[str, int], here: bool) -> None:

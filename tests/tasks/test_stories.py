@@ -136,3 +136,20 @@ def test_legs_are_those_of_the_animals(problems):
             if name.removesuffix("s") in LEGS:
                 legs = problem.meta["parts"][label].split("*")[1]
                 assert int(legs) == LEGS[name.removesuffix("s")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"legs": 1.0, "parts": [1, 1], "test": 300},
+            "300 distinct stories asked of the test split",
+        ),
+        ({"shares": {"train": 1.0}}, "the test split has no share of the arithmetic"),
+        ({"legs": 2.0}, "legs is a chance, from 0 to 1"),
+        ({"parts": [0, 2]}, "fewest, most"),
+    ],
+)
+def test_what_can_not_be_made_is_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        load_problems({**SPEC, **fields}, "test", 0)

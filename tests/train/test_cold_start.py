@@ -7,12 +7,14 @@ import pytest
 from releases import bpe
 from scripted import ScriptedEngine, trajectory
 from stages_for_tests import make_stage
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from npr_lib import WorkbenchError
 from npr_lib.engine.checkpoint import checkpoint_mode
 from npr_lib.profiles.profile import load_profile
 from npr_lib.profiles.sections import ColdStart
+from npr_lib.reasoning.tokens import encode_prompt
 from npr_lib.tasks.parts.corpus import Document
 from npr_lib.tasks.problems import load_problems
 from npr_lib.train import cold_start, dapo, seed
@@ -67,6 +69,18 @@ def test_a_response_is_encoded_whole_and_only_what_is_trained_has_a_loss():
     assert example(Document("A=1;", pieces, "drill"), tokenizer)["input_ids"][-1] == ids[-1]
 
 
+def test_a_prompt_begins_as_the_engine_gives_it():
+    """With one BOS where the tokenizer begins texts with it."""
+    tokenizer = bpe()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        "<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    row = example(Document("A=1;", (("x", True),), "valid"), tokenizer)
+    ids = encode_prompt("A=1;", tokenizer)
+    assert ids[0] == tokenizer.bos_token_id and row["input_ids"][: len(ids)] == ids
+
+
 def test_it_comes_before_stage_1_and_its_documents_stay(profile, tmp_path):
     folder = seed.train(make_stage(profile, tmp_path))
     read = documents(folder)
@@ -80,8 +94,12 @@ def test_a_file_of_responses(profile, tmp_path):
     file = tmp_path / "own.jsonl"
     file.write_text('{"problem": "A=1;", "response": "x\\\\boxed{1}"}\n{"problem": "B"}\n')
     given = replace(profile, cold_start=replace(profile.cold_start, source=str(file)))
-    with pytest.raises(WorkbenchError, match=r"own\.jsonl, line 2: not a JSON object with"):
+    with pytest.raises(WorkbenchError, match=r"own\.jsonl, line 2: not a JSON object with texts"):
         seed.train(make_stage(given, tmp_path))
+    for text, said in (("", "the file is empty"), ('{"problem": "A", "response": 3}', "line 1")):
+        file.write_text(text)
+        with pytest.raises(WorkbenchError, match=said):
+            seed.train(make_stage(given, tmp_path / "bad"))
     file.write_text('{"problem": "A=1;", "response": "x\\\\boxed{1}"}\n' * 5)
     read = documents(seed.train(make_stage(given, tmp_path)))
     assert [(d.prompt, d.response) for d in read] == [("A=1;\n", "x\\boxed{1}")] * 5

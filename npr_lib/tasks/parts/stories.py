@@ -43,6 +43,7 @@ OBJECTS = (
     *("keys", "nuts", "pens", "shells", "stamps", "stones"),
 )
 HOLDERS = ("bags", "boxes", "jars", "nests", "piles", "rows")
+BARREN = 2000  # draws in a row without a new problem after which there is none left
 LARGEST = 20  # value of a part
 MORE, TIMES = range(2, 10), range(2, 10)
 COMPARED = {"+": "{n} {things} more than {above}", "-": "{n} {things} fewer than {above}"}
@@ -67,19 +68,27 @@ def load(
     if not 1 <= fewest <= most <= len(NAMES):
         raise ValueError(f"parts: [fewest, most] must lie in 1..{len(NAMES)}: {[fewest, most]}")
     count = required(count, split, "stories")
-    owned = tuple(shares.items())
+    for name, chance in (("linked", linked), ("dependent", dependent), ("legs", legs)):
+        if not 0 <= chance <= 1:
+            raise ValueError(f"{name} is a chance, from 0 to 1: {chance}")
+    pool = _pool(split, tuple(shares.items()))
+    if not all(any(sign in text for text in pool) for sign in "+-*"):
+        raise ValueError(f"the {split} split has no share of the arithmetic: {shares}")
     draw = random.Random(number("stories", split, seed))
     animals = _leg_counting(split, seed, fewest, most, shares)
     problems: dict[str, Problem] = {}
+    barren = 0
     while len(problems) < count:
+        known = len(problems)
         if draw.random() < legs:
             problem = next(animals)
         else:
             chance = dependent if draw.random() < linked else 0.0
-            problem = _story(
-                _pool(split, owned), draw.randint(fewest, most), chance, shuffled, draw
-            )
+            problem = _story(pool, draw.randint(fewest, most), chance, shuffled, draw)
         problems.setdefault(problem.id, problem)
+        barren = 0 if len(problems) > known else barren + 1
+        if barren == BARREN:
+            raise ValueError(f"{count} distinct stories asked of the {split} split: found {known}")
     return ProblemSet(problems.values())
 
 
