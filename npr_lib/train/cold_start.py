@@ -32,6 +32,7 @@ from npr_lib.engine.sampling import mix
 from npr_lib.files import digest, write_text
 from npr_lib.profiles.sections import Profile
 from npr_lib.profiles.stage import Stage
+from npr_lib.reasoning.schema import parse
 from npr_lib.reasoning.tokens import encode_prompt
 from npr_lib.tasks.parts.corpus import Document, corpus
 from npr_lib.tasks.problems import Problem, build_prompt, load_problems
@@ -107,7 +108,7 @@ def _collect(
         return list(islice(found, section.documents))
     if section.source == "few_shot":
         return _few_shot(profile, seed, model, tokenizer)
-    return _from_file(Path(section.source), profile, tokenizer)
+    return _from_file(Path(section.source), profile, seed, tokenizer)
 
 
 def _few_shot(
@@ -136,14 +137,21 @@ def _few_shot(
     return list(found.values())
 
 
-def _from_file(path: Path, profile: Profile, tokenizer: PreTrainedTokenizerBase) -> list[Document]:
-    """The first documents of a JSON-lines file."""
+def _from_file(
+    path: Path, profile: Profile, seed: int, tokenizer: PreTrainedTokenizerBase
+) -> list[Document]:
+    """The first documents of a JSON-lines file that answer no held-out problem."""
     if path.suffix != ".jsonl":
         raise WorkbenchError(f"cold_start.source = {path}: none, corpus, few_shot or a .jsonl file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise WorkbenchError(f"cold_start.source = {path} can't be read: {error}") from error
+    held_out = {
+        problem.problem
+        for split in ("validation", "test")
+        for problem in load_problems(profile.problems, split, seed)
+    }
     found = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -155,10 +163,19 @@ def _from_file(path: Path, profile: Profile, tokenizer: PreTrainedTokenizerBase)
             raise WorkbenchError(
                 f"{path}, line {number}: not a JSON object with texts `problem` and `response`"
             ) from error
+        if asked in held_out:
+            continue
         prompt = build_prompt(Problem("", asked, ""), profile.prompt, tokenizer)
         found.append(Document(prompt, ((response, True),), "file"))
     if not found:
-        raise WorkbenchError(f"cold_start.source = {path}: the file is empty")
+        raise WorkbenchError(
+            f"cold_start.source = {path}: none of its {len(lines)} responses is to a problem that "
+            "is not held out"
+        )
     read = found[: profile.cold_start.documents]
-    print(f"cold start: {len(read)} of {len(found)} responses of {path} (cold_start.documents)")
+    valid = sum(parse(document.response).valid for document in read)
+    print(
+        f"cold start: {len(read)} of the {len(lines)} responses of {path} (cold_start.documents), "
+        f"{valid} of them valid; {len(lines) - len(found)} are to held-out problems"
+    )
     return read

@@ -36,7 +36,7 @@ from trl.trainer.utils import split_tensor_dict
 from npr_lib import WorkbenchError
 from npr_lib.engine import Engine
 from npr_lib.engine.sampling import mix
-from npr_lib.profiles.sections import Reinforcement
+from npr_lib.profiles.sections import NPRZero, Reinforcement
 from npr_lib.reasoning.schema import TAGS
 from npr_lib.reasoning.trajectory import Mode
 from npr_lib.tasks.problems import ProblemSet, Prompt, build_prompt
@@ -159,8 +159,7 @@ class RolloutTrainer(GRPOTrainer):
         if not valid and not varied:
             raise TrainingStoppedError(
                 f"before training: {told}: this reward can't vary, so nothing could be learnt. "
-                "Show the format in the prompt (prompt.system, prompt.turns), begin with a cold "
-                "start (cold_start.source), or reward what comes near it"
+                f"{_advice(self.settings)}"
             )
 
     def _groups(self, prompts: Sequence[str], attempt: int) -> list[list[Rollout]]:
@@ -394,6 +393,20 @@ def _roll_out(prompts: Sequence[str], trainer: RolloutTrainer) -> dict[str, list
             rollout.reward if keep else None for rollout, keep in zip(batch, kept, strict=True)
         ],
     }
+
+
+def _advice(section: Reinforcement) -> str:
+    """What helps a model that never writes the format."""
+    if not isinstance(section, NPRZero):
+        return (
+            "Stage 2 has not taught the format: train it for longer (sft.trl.num_train_epochs, "
+            ".learning_rate), or on more responses (rejection.problems, rejection.k)"
+        )
+    reward = "" if section.partial_credit else ", or reward what comes near (partial_credit)"
+    return (
+        "Show the format in the prompt (prompt.system, prompt.turns), or begin with a cold start "
+        f"(cold_start.source){reward}"
+    )
 
 
 def summarize(batch: Sequence[Rollout]) -> dict[str, float]:

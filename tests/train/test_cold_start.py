@@ -90,19 +90,25 @@ def test_it_comes_before_stage_1_and_its_documents_stay(profile, tmp_path):
     assert checkpoint_mode(folder) == "sequential"
 
 
-def test_a_file_of_responses(profile, tmp_path):
+def test_a_file_of_responses(profile, tmp_path, capsys):
     file = tmp_path / "own.jsonl"
     file.write_text('{"problem": "A=1;", "response": "x\\\\boxed{1}"}\n{"problem": "B"}\n')
     given = replace(profile, cold_start=replace(profile.cold_start, source=str(file)))
     with pytest.raises(WorkbenchError, match=r"own\.jsonl, line 2: not a JSON object with texts"):
         seed.train(make_stage(given, tmp_path))
-    for text, said in (("", "the file is empty"), ('{"problem": "A", "response": 3}', "line 1")):
+    for text, said in (
+        ("", "none of its 0 responses"),
+        ('{"problem": "A", "response": 3}', "line 1"),
+    ):
         file.write_text(text)
         with pytest.raises(WorkbenchError, match=said):
             seed.train(make_stage(given, tmp_path / "bad"))
-    file.write_text('{"problem": "A=1;", "response": "x\\\\boxed{1}"}\n' * 5)
+    held_out = load_problems(profile.problems, "test", 0)[0].problem
+    line = '{"problem": "A=1;", "response": "x\\\\boxed{1}"}\n'
+    file.write_text(line * 3 + line.replace("A=1;", held_out) + line * 2)
     read = documents(seed.train(make_stage(given, tmp_path)))
     assert [(d.prompt, d.response) for d in read] == [("A=1;\n", "x\\boxed{1}")] * 5
+    assert "1 are to held-out problems" in capsys.readouterr().out
     for wrong, said in (("nothing.jsonl", "can't be read"), ("some", "none, corpus, few_shot")):
         given = replace(profile, cold_start=replace(profile.cold_start, source=wrong))
         with pytest.raises(WorkbenchError, match=said):

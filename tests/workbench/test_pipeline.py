@@ -740,6 +740,14 @@ def test_unknown_profiles(tmp_path):
         load_profile(tmp_path / "list.yaml")
 
 
+def test_an_override_changes_one_place_of_those_that_an_anchor_fills(tmp_path):
+    path = tmp_path / "own.yaml"
+    start = "{problems: {kind: parts}, model: {}, npr_zero: {grpo: &few {max_steps: 2}}"
+    path.write_text(start + ", npr: {grpo: *few}}")
+    profile = load_profile(path, ["npr.grpo.max_steps=7"])
+    assert profile.npr.grpo == {"max_steps": 7} and profile.npr_zero.grpo == {"max_steps": 2}
+
+
 def test_smoke_sizes_are_changes_of_sections(tmp_path):
     path = tmp_path / "own.yaml"
     given = "{problems: {kind: parts, train: 9}, model: {}, npr: {grpo: {max_steps: 9, beta: 0.0}}"
