@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from test_tokens import bpe
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -51,6 +52,24 @@ def tokenizer(chat: str | None = CHAT) -> PreTrainedTokenizerFast:
     found = PreTrainedTokenizerFast(tokenizer_object=core._tokenizer, eos_token="<eos>")
     found.chat_template = chat
     return found
+
+
+def write_random(folder: Path) -> Path:
+    """A tiny Llama that has learnt nothing, with a BPE tokenizer and more rows than that has."""
+    own = bpe()
+    config = LlamaConfig(
+        vocab_size=len(own) + 20,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        eos_token_id=own.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    own.save_pretrained(folder)
+    return folder
 
 
 def write_model(folder: Path, system: str, steps: int = 200) -> Path:

@@ -29,14 +29,20 @@ def load_checkpoint(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokeni
     """A Hugging Face folder as (model, tokenizer), an adapter merged into its base; WorkbenchError
     if it is none."""
     check_model(path)
-    if base_of(path) is not None:
-        adapter, tokenizer = load_adapter(Path(path))
-        model = merge(adapter)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path)
+    model, tokenizer = read_model(path)
     on_device(model)
     return model, tokenizer
+
+
+def read_model(path: Path | str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a folder or hub id, an adapter merged into its base. options: of
+    the model's `from_pretrained`. Raises what transformers raises."""
+    if base_of(path) is not None:
+        adapter, tokenizer = load_adapter(Path(path), **options)
+        return merge(adapter), tokenizer
+    own = {key: value for key, value in options.items() if key == "gguf_file"}
+    tokenizer = AutoTokenizer.from_pretrained(path, **own)
+    return AutoModelForCausalLM.from_pretrained(path, **options), tokenizer
 
 
 def on_device(model: torch.nn.Module) -> None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.trainer_utils import align_special_tokens
 
 from npr_lib import WorkbenchError
-from npr_lib.engine.adapter import load_adapter, merge
-from npr_lib.engine.checkpoint import check_precision, eos_ids, mend_generation, on_device
-from npr_lib.files import base_of
+from npr_lib.engine.checkpoint import (
+    check_precision,
+    eos_ids,
+    mend_generation,
+    on_device,
+    read_model,
+)
 
 OWN = ("path", "eos_token")  # of the section `model`; what else stands there is from_pretrained's
 _SAID = "@said@"  # an assistant's turn, to be found again in what the template makes of it
@@ -37,13 +38,7 @@ def adopt(fields: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokeniz
     path, options = located(str(fields["path"])), {k: v for k, v in fields.items() if k not in OWN}
     options = {"dtype": "float32", **options}  # by default as it is stored, mostly in bfloat16
     try:
-        if base_of(path) is not None:
-            adapter, tokenizer = load_adapter(Path(path), **options)
-            model = merge(adapter)
-        else:
-            own = {k: v for k, v in options.items() if k == "gguf_file"}
-            tokenizer = AutoTokenizer.from_pretrained(path, **own)
-            model = AutoModelForCausalLM.from_pretrained(path, **options)
+        model, tokenizer = read_model(path, **options)
     except (OSError, TypeError, ValueError) as error:  # TypeError: no such argument
         reason = str(error).splitlines()[0]
         raise WorkbenchError(f"model.path = {path} can't be loaded: {reason}") from error

@@ -77,7 +77,7 @@ def documents(folder: Path) -> list[Document]:
 def files(profile: Profile) -> dict[str, Any]:
     """The content of the file that is read, if one is."""
     path = Path(profile.cold_start.source)
-    return {str(path): digest(path)} if path.suffix == ".jsonl" and path.exists() else {}
+    return {str(path): digest(path)} if path.suffix == ".jsonl" else {}
 
 
 def example(document: Document, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 import yaml
-from trl import GRPOConfig, SFTConfig
+from trl import GRPOConfig
 
 from npr_lib import WorkbenchError
 from npr_lib.files import REPOSITORY
 from npr_lib.profiles.sections import Profile
 from npr_lib.tasks.problems import Split, build_prompt, load_problems, local_files
-from npr_lib.train import dapo, papo, reinforce
+from npr_lib.train import dapo, papo, reinforce, sft
 from npr_lib.workbench.shapes import disk
 
 RL: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -51,7 +51,9 @@ def faults(profile: Profile, sections: Collection[str], here: bool = False) -> l
             found += _said(partial(_check_rl, profile, name, counts, here))
     found += _sections(profile, sections, counts)
     if "sft" in sections:
-        found += _said(partial(SFTConfig, **_on_cpu(profile.sft.trl)), "sft.trl: ")
+        fields = _on_cpu(profile.sft.trl)
+        attempt = partial(sft.arguments, fields, Path("npr_beta"), profile.random_seed)
+        found += _said(attempt, "sft.trl: ")
     return found
 
 

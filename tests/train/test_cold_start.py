@@ -4,11 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from own_models import write_random
 from releases import bpe
 from scripted import ScriptedEngine, trajectory
 from stages_for_tests import make_stage
 from tokenizers.processors import TemplateProcessing
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from npr_lib import WorkbenchError
 from npr_lib.engine.checkpoint import checkpoint_mode
@@ -26,18 +26,7 @@ TRL = {"max_steps": 3, "per_device_train_batch_size": 4, "save_steps": 1, "learn
 
 @pytest.fixture
 def profile(tmp_path):
-    tokenizer = bpe()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + 20,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "mine")
-    tokenizer.save_pretrained(tmp_path / "mine")
+    write_random(tmp_path / "mine")
     profile = load_profile("smoke", ["npr_zero.grpo.max_steps=1"])
     return replace(
         profile,

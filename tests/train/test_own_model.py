@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from own_models import write_random
 from policies import random_policy
 from stages_for_tests import make_stage
 from test_tokens import bpe
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from npr_lib import WorkbenchError
 from npr_lib.analysis.evaluate import evaluate, load_engine
@@ -30,19 +31,7 @@ RESPONSE = (
 
 @pytest.fixture
 def profile(tmp_path):
-    tokenizer = bpe()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + 20,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "mine")
-    tokenizer.save_pretrained(tmp_path / "mine")
+    write_random(tmp_path / "mine")
     profile = load_profile("smoke", ["npr_zero.grpo.max_steps=1", "npr.grpo.max_steps=1"])
     return replace(profile, model={"path": str(tmp_path / "mine")})
 

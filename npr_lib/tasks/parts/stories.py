@@ -255,14 +255,13 @@ class Story:
             if start is None:
                 found[label] = None
                 continue
-            found[label] = value(self._resolved(parts[label], start))
+            resolved = parts[label] if above is None else f"{start}{parts[label][1:]}"
+            found[label] = value(resolved)
             if len(labels) > 1 and draw.random() < careless:
                 found[label] += draw.choice((-1, 1))  # type: ignore[operator]
         if len(labels) > 1 or found[labels[0]] is None:
             return f" {', '.join(map(self._has(found), labels))}.", found
-        above = parent(parts[labels[0]])
-        sum_ = self._resolved(parts[labels[0]], "" if above is None else known[above])
-        shown = re.sub(r"([-+*])", r" \1 ", sum_)
+        shown = re.sub(r"([-+*])", r" \1 ", resolved)
         return f" {self._subject(labels[0])} {shown} = {found[labels[0]]} {self.things}.", found
 
     def takeaway(self, found: Known) -> str:
@@ -281,9 +280,6 @@ class Story:
             total, sums = str(running[-1]), ", ".join(f"{a} + {b} = {c}" for a, b, c in pairs)
         box = f"\\boxed{{{total}}}" if boxed else total
         return f"{sums}{', so ' if sums else 'So '}{box} {self.things}."
-
-    def _resolved(self, part: str, start: int | str | None) -> str:
-        return part if start == "" else f"{start}{part[1:]}"
 
     def _subject(self, label: str) -> str:
         return f"{self.who[label]} {'have' if self.things == 'legs' else 'has'}"
